@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lingraft.models.loss import SupervisedHead
 from lingraft.models.shape import shape_of
+from lingraft.models.weights import empty_model
 
+MODELS = Path(__file__).resolve().parents[2] / "benchmarks" / "models"  # their config.json as published
 ROWS, LENGTH, LEARNED = 3, 20, 7
 
 
@@ -69,6 +72,51 @@ def test_a_mixture_computes_with_the_experts_that_a_token_is_sent_to(
         if ".layers." in name and ".experts." not in name and one.dim() > 1
     )
     assert shape.matrices == others + experts / 2, "two of four experts"
+
+
+def test_flops_of_a_mixture_are_those_of_the_matrix_products_that_run(
+    tiny_mixtral: Callable[..., Any],
+) -> None:
+    model = tiny_mixtral()
+    model.config._attn_implementation = model.config._experts_implementation = "eager"
+    names = frozenset(name for name, _ in model.named_parameters())
+    shape = shape_of(model)
+    sizes = (ROWS * LENGTH, ROWS * LENGTH**2, LEARNED)
+    assert counted(model, names) == (shape.forward_flops(*sizes), shape.training_flops(*sizes))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [
+        ("llama-3-8b", 8.03, 8.03),
+        ("llama-3-70b", 70.6, 70.6),
+        ("mixtral-8x7b", 46.7, 12.9),  # 47B and 13B in arXiv 2401.04088
+        ("qwen3-30b-a3b", 30.5, 3.3),  # as its card has it
+    ],
+)
+def test_published_models_have_the_parameters_that_their_makers_state(
+    name: str, billions: float, active: float
+) -> None:
+    model = empty_model(MODELS / name)
+    assert model is not None
+    shape = shape_of(model)
+    assert shape.parameters / 1e9 == pytest.approx(billions, abs=0.05)
+    assert (shape.matrices + 2 * shape.head) / 1e9 == pytest.approx(active, abs=0.06)
+
+
+def test_experts_are_known_by_their_tensors_where_no_name_says_so() -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    configuration = AutoConfig.for_model(
+        "jetmoe", vocab_size=48, hidden_size=32, intermediate_size=16, num_hidden_layers=2, kv_channels=8,
+        num_key_value_heads=4, num_local_experts=8, num_experts_per_tok=2,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(configuration)  # type: ignore[no-untyped-call]
+    of_experts = [one.numel() for name, one in model.named_parameters() if one.dim() == 3]
+    others = [one.numel() for name, one in model.named_parameters() if ".layers." in name and one.dim() == 2]
+    assert len(of_experts) == 2 * 4
+    assert shape_of(model).matrices == sum(others) + sum(of_experts) / 4
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2", "gpt2", "gpt_neox", "phi3", "bloom", "gemma3"])

@@ -332,7 +332,8 @@ class StatesDrift(StageSpec):
     @property
     def needs(self) -> Needs:
         """One model in float32."""
-        return Needs("accelerator", 4 * self.first.parameters or None)
+        size = 4 * self.first.parameters or None
+        return Needs("accelerator", size, host_bytes=size)
 
     @property
     def holds(self) -> str:

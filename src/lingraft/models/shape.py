@@ -127,7 +127,10 @@ def shape_of(model: Any, trainable: Collection[str] | None = None) -> ModelShape
     chosen = _first(config, "num_experts_per_tok", "num_experts_per_token") or 1
 
     def met(name: str) -> float:
-        share = chosen / experts if experts and ".experts." in name else 1.0
+        shape = parameters[name].shape
+        is_stacked = len(shape) == 3 and shape[0] == experts  # JetMoE's names do not say what they are
+        is_of_experts = is_stacked or (".experts." in name and ".router." not in name)
+        share = chosen / experts if experts and is_of_experts else 1.0
         return float(sizes[name]) * share
 
     matrices = [name for name in layer if parameters[name].dim() > 1]

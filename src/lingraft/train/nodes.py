@@ -259,7 +259,7 @@ def interface_towards(host: str) -> str | None:
     own = address_towards(host)
     for name, addresses in psutil.net_if_addrs().items():
         if any(one.address.partition("%")[0] == own for one in addresses):
-            return name
+            return str(name)
     return None
 
 

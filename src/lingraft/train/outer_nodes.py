@@ -20,7 +20,11 @@ import threading
 import time
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch._C._distributed_c10d import (
+    PrefixStore,
+    Store,
+    TCPStore,
+)  # `torch.distributed` does not export them
 
 from lingraft import stopping
 from lingraft.errors import EXIT_ANSWER_IS_NO, LingraftError, NodeLostError

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self, cast
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
@@ -45,6 +46,7 @@ PREDICTIONS = "predictions.parquet"
 VERDICTS = "verdicts.jsonl"  # in the cache: they are paid for, and serve every cell
 HELD_OUT = "held_out.parquet"
 MANIFEST = "manifest.json"  # what was asked and how
+ITEMS_OF_A_PROCESS = 64  # fewer do not fill a batch, and each process loads the model
 _RECORD_FORMAT = 1  # of `EvaluationRecord`; an evaluation that was recorded in another is made anew
 
 
@@ -90,6 +92,12 @@ class Questions:
     not_run: Mapping[str, str]
     items: tuple[AskedItem, ...] = ()
     workers: int = 1
+
+    @property
+    def number_of_items(self) -> int:
+        """How many items the tasks ask, also where an earlier run resolved the manifest."""
+        tasks = cast("Mapping[str, Mapping[str, int]]", self.manifest["tasks"])
+        return sum(one["items"] for one in tasks.values())
 
     @property
     def has_tasks(self) -> bool:
@@ -211,10 +219,24 @@ class Evaluate(StageSpec):
 
     @property
     def needs(self) -> Needs:
-        """The weights in the type of the evaluation, once on an accelerator, else once a process."""
-        compute = compute_for(self.questions.evaluation.precision)
-        models = self.questions.workers if compute.device.type == "cpu" else 1
-        return Needs("accelerator", models * compute.held.itemsize * self.model.parameters or None, 0)
+        """The weights in the type of the evaluation, once on each accelerator, else once a process."""
+        asked = self.questions
+        compute = compute_for(asked.evaluation.precision)
+        size = compute.held.itemsize * self.model.parameters
+        models = asked.workers if compute.device.type == "cpu" else 1
+        is_here = isinstance(asked.evaluation.backend, str)  # else a server generates
+        return Needs(
+            "accelerator",
+            models * size or None,
+            0,
+            processes=asked.workers,
+            most_processes=max(asked.workers, asked.number_of_items // ITEMS_OF_A_PROCESS if is_here else 1),
+            host_bytes=asked.workers * size or None,
+        )
+
+    def answered_by(self, processes: int) -> Self:
+        """Return the same evaluation, answered by so many processes."""
+        return replace(self, questions=replace(self.questions, workers=processes))
 
     def work(self, place: Workplace) -> Work:
         """Ask the model, and write its predictions, losses and the manifest."""
@@ -225,10 +247,6 @@ class Evaluate(StageSpec):
         # evaluation that a judge failed goes on with another one.
         decides = {key: asked.manifest[key] for key in ("evaluation", "libraries")}
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
-        log = place.cache / f"answers-{answers}.jsonl"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if (damage := AnswerLog(log).damage) is not None:
-            place.watcher.noted(damage)
         verdicts = place.cache / VERDICTS
         if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
             place.watcher.noted(damage)
@@ -237,7 +255,10 @@ class Evaluate(StageSpec):
         backend = asked.evaluation.backend
         # A server that is started needs the memory of the accelerators.
         workers = asked.workers if isinstance(backend, str) or backend.server else 1
+        name = f"answers-{answers}"
         with (
+            # Another stage may ask the same model, such as for other tasks.
+            claim(place.cache / CLAIMS / name, patience=None) as held,
             answered_by(
                 workers,
                 files,
@@ -247,6 +268,9 @@ class Evaluate(StageSpec):
             ) as answering,
             ExitStack() as ends,
         ):
+            log = AnswerLog(place.cache / f"{name}.jsonl", held)
+            if log.damage is not None:
+                place.watcher.noted(log.damage)
             server = None
             if not isinstance(backend, str):
                 noted = partial(place.watcher.noted_of, self.label)
@@ -261,7 +285,7 @@ class Evaluate(StageSpec):
                 precision=compute.precision,
                 skip_missing=asked.skip_missing,
                 trust_remote_code=self.trust_remote_code,
-                log=log,
+                answers=log,
                 verdicts=verdicts,
                 resolved=asked.manifest,
                 answering=answering,
@@ -279,11 +303,11 @@ class Evaluate(StageSpec):
                 answering=answering,
                 on_progress=partial(place.progressed, unit="held-out answers"),
             )
-        write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
-        write_losses(place.folder / HELD_OUT, losses)
-        write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
-        if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
-            log.unlink(missing_ok=True)
+            write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
+            write_losses(place.folder / HELD_OUT, losses)
+            write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
+            if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
+                log.remove()
         note = partial(place.watcher.noted_of, self.label)
         if len(losses) < len(asked.held_out):
             note(

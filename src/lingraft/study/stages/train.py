@@ -190,8 +190,17 @@ class Train(StageSpec):
         on_disk = 8 if self.processes.sharded else 4  # the model's pieces, too, until it is put together
         if training.saves:
             on_disk += 2 * (held + 8)
-        memory = self.memory(self.fullest, self.least_cut)
-        return Needs("accelerator", None if memory is None else memory.total, on_disk * parameters or None)
+        memory, host, count = self.memory(self.fullest, self.least_cut), self.host, self.processes.count
+        own = None if memory is None else memory.total
+        on_processor = None if own is None else count * own
+        return Needs(
+            "accelerator",
+            own,
+            on_disk * parameters or None,
+            processes=count,
+            most_processes=count,
+            host_bytes=on_processor if host is None else host.total,
+        )
 
     def work(self, place: Workplace) -> Work:
         """Train, and write the model."""

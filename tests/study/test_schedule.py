@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import pytest
+
+from lingraft.errors import ConfigError
+from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.study.schedule import (
+    Node,
+    Share,
+    cards_for,
+    check_share,
+    estimated_seconds,
+    is_held_back,
+    order,
+    ranks,
+    share_of,
+)
+
+EIGHT_CARDS = Node(cards=8, cpus=64, memory_bytes=10**12)
+NO_CARDS = Node(cards=0, cpus=16, memory_bytes=10**10, threads=4)
+
+
+@dataclass(frozen=True, eq=False)
+class Step(StageSpec):
+    kind: ClassVar[str] = "step"
+    reads: tuple[StageSpec, ...] = ()
+    own_needs: Needs = field(default_factory=Needs)
+
+    @property
+    def inputs(self) -> Mapping[str, Json]:
+        return {"label": self.label}
+
+    @property
+    def parents(self) -> tuple[StageSpec, ...]:
+        return self.reads
+
+    @property
+    def needs(self) -> Needs:
+        return self.own_needs
+
+    def work(self, place: Workplace) -> Work:
+        raise NotImplementedError
+
+
+ANSWERS = Needs("accelerator", 16, host_bytes=16, most_processes=6)
+TRAINS = Needs("accelerator", 60, processes=8, most_processes=8, host_bytes=32)
+
+
+def test_the_longest_way_to_the_end_begins_first() -> None:
+    first = Step("first")
+    short, long = Step("short", (first,)), Step("long", (first,))
+    last = Step("last", (long,))
+    stages = [first, short, long, last]
+    seconds = {one.fingerprint: own for one, own in zip(stages, (1.0, 5.0, 2.0, 4.0), strict=True)}
+    assert [ranks(stages, seconds)[one.fingerprint] for one in stages] == [7.0, 5.0, 6.0, 4.0]
+    assert order(stages, seconds) == [first, long, short, last]
+
+
+def test_what_leads_to_many_cards_at_once_begins_before_a_longer_way_on_single_ones() -> None:
+    long = Step("long", own_needs=ANSWERS)
+    state = Step("state", own_needs=ANSWERS)
+    train = Step("train", (state,), TRAINS)
+    last = Step("last", (train,), ANSWERS)
+    seconds = {one.fingerprint: 1.0 for one in (state, train, last)} | {long.fingerprint: 100.0}
+    assert order([long, state, train, last], seconds) == [state, train, long, last]
+
+
+def test_a_stage_stands_after_those_that_it_reads_also_where_no_time_is_known() -> None:
+    first = Step("first")
+    second = Step("second", (first,))
+    assert order([first, second], {}) == [first, second]
+
+
+def test_each_process_gets_a_card_and_a_core() -> None:
+    assert share_of(Step("train", own_needs=TRAINS), EIGHT_CARDS) == Share(8, 8, 32)
+    assert share_of(Step("evaluate", own_needs=ANSWERS), EIGHT_CARDS) == Share(1, 1, 16)
+    assert share_of(Step("compare"), EIGHT_CARDS) == Share(0, 1, None)
+
+
+def test_processes_that_answer_on_more_cards_each_load_a_model() -> None:
+    assert share_of(Step("evaluate", own_needs=ANSWERS), EIGHT_CARDS, cards=4) == Share(4, 4, 64)
+
+
+def test_without_cards_a_process_gets_as_many_cores_as_it_has_threads() -> None:
+    assert share_of(Step("evaluate", own_needs=ANSWERS), NO_CARDS) == Share(0, 4, 16)
+    assert share_of(Step("train", own_needs=TRAINS), NO_CARDS).cpus == 16, "at most all"
+
+
+def test_answering_takes_one_card_in_a_large_study_and_more_in_a_small_one() -> None:
+    def cards(answering: int, cards: int = 8) -> int:
+        return cards_for(replace(ANSWERS, most_processes=100), EIGHT_CARDS, cards, answering)
+
+    assert [cards(answering) for answering in (200, 64, 63, 30, 10, 1)] == [1, 1, 2, 4, 8, 8]
+    assert cards(90, cards=64) == 8, "on eight such nodes it takes one of them"
+    assert cards_for(replace(ANSWERS, most_processes=6), EIGHT_CARDS, 8, 1) == 4, "batches for six"
+    assert cards_for(ANSWERS, NO_CARDS, 0, 1) == 0
+
+
+def test_a_small_stage_does_not_take_the_cards_that_a_larger_one_before_it_waits_for() -> None:
+    assert is_held_back(1, [8])
+    assert not is_held_back(8, [8, 1]), "as many on another node"
+    assert not is_held_back(1, [])
+    assert not is_held_back(0, [8]), "it needs none"
+
+
+def test_a_training_takes_what_processes_say_and_a_comparison_no_card() -> None:
+    assert cards_for(TRAINS, EIGHT_CARDS, 64, 1) == 8
+    assert cards_for(Needs(), EIGHT_CARDS, 64, 1) == 0
+
+
+def test_what_no_machine_holds_is_refused_with_both_numbers() -> None:
+    stage = Step("train", own_needs=replace(TRAINS, processes=16, most_processes=16))
+    share = share_of(stage, EIGHT_CARDS)
+    with pytest.raises(ConfigError, match="needs 16 accelerators, and the largest machine has 8"):
+        check_share(stage, share, EIGHT_CARDS)
+    check_share(stage, share, EIGHT_CARDS, nodes=2)
+
+
+def test_what_is_finished_says_how_long_the_like_takes() -> None:
+    small = Step("small", own_needs=Needs(disk_bytes=10**9))
+    large = Step("large", own_needs=Needs(disk_bytes=3 * 10**9))
+    found = estimated_seconds([small, large], {small.fingerprint: 20.0})
+    assert found == {small.fingerprint: 20.0, large.fingerprint: pytest.approx(60.0)}
