@@ -274,3 +274,31 @@ def test_tokenizers_are_those_of_the_start(on_two: Seen, bench: Bench) -> None:
     assert on_two["straight"]
     own = AutoTokenizer.from_pretrained(bench.folder / "straight" / "checkpoint")
     assert own.get_vocab() == AutoTokenizer.from_pretrained(bench.parent).get_vocab()
+
+
+def test_groups_that_each_divide_a_whole_model_train_as_one_process(
+    bench: Bench, alone: dict[str, Any]
+) -> None:
+    """Four processes, of which two and two divide the model, as on two nodes; also stopped, frozen and with a pull."""
+    choice = [HALF, {"l2_anchor": {"strength": 0.5}}]
+    pull = bench.task("pulled alone", choice)
+    expected = train_task(pull).outcome
+    pulled = bench.task("pulled in groups", choice).model_copy(update={"replicas": 2})
+    stopped = bench.task("stopped in groups", save_every=0).model_copy(update={"replicas": 2})
+    seen = bench.run(
+        4,
+        {
+            "1 stopped": {"task": stopped, "asked": 3, "stop_after": 2},  # in the order of their names
+            "2 goes on": {"task": stopped},
+            "3 pulled": {"task": pulled},
+        },
+    )
+    assert [own.get("stopped") for own in seen["1 stopped"]] == [True] * 4
+    assert [own["resumed_from"] for own in seen["2 goes on"]] == [2] * 4
+    for name, losses in (("2 goes on", alone["losses"]), ("3 pulled", expected.losses)):
+        for own in seen[name]:
+            assert [one for _, one in own["losses"]] == pytest.approx([one for _, one in losses], abs=1e-5)
+    for task, folder in ((stopped, alone["folder"]), (pulled, pull.checkpoint)):
+        found = load_model(task.checkpoint).state_dict()
+        for name, weight in load_model(folder).state_dict().items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
