@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart check test test-all bench docs lock clean
+.PHONY: help install quickstart check test test-all bench docs image image-test lock clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,16 @@ bench: $(INSTALLED)  ## run the benchmarks; results go to benchmarks/results/
 
 docs: $(INSTALLED)  ## build the documentation into site/
 	$(BIN)/mkdocs build --strict
+
+# Of the image: cpu, or cuda for NVIDIA cards.
+TORCH ?= cpu
+IMAGE := docker build --build-arg TORCH=$(TORCH)
+
+image:  ## build the image lingraft:cpu, or with TORCH=cuda lingraft:cuda for NVIDIA cards
+	$(IMAGE) --tag lingraft:$(TORCH) .
+
+image-test:  ## run `make test` in the image
+	$(IMAGE) --target test .
 
 # Newest versions that pyproject.toml allows, in a clean environment; torch stays where it is pinned.
 lock:  ## renew requirements.lock

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lingraft.append_log import AppendLog, ForeignLineError, only_process
+from lingraft.append_log import AppendLog, ForeignLineError
 
 
 def opened(path: Path, begins: bytes | None = None) -> AppendLog[int]:
@@ -64,11 +64,3 @@ def test_a_full_disk_costs_only_what_did_not_fit(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, handler)
     log.append([{"n": 3}])
     assert opened(tmp_path / "log.jsonl", b'{"n": ').rows == [1, 3]
-
-
-def test_one_process_at_a_time(tmp_path: Path) -> None:
-    lock, busy = tmp_path / "lock", RuntimeError("busy")
-    with only_process(lock, busy), pytest.raises(RuntimeError, match="busy"), only_process(lock, busy):
-        pass
-    with only_process(lock, busy):
-        pass

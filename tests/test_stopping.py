@@ -60,12 +60,13 @@ def test_what_must_finish_first_sees_the_signal_and_ends_by_itself() -> None:
     assert seen == [signal.SIGTERM]
 
 
-def test_a_second_signal_does_not_wait() -> None:
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_after_a_signal_does_not_wait(first: signal.Signals) -> None:
     seen = []
 
     def work() -> None:
         with finish_first():
-            send_and_wait(signal.SIGINT)
+            send_and_wait(first)
             seen.append("noted")
             send_and_wait(signal.SIGINT)
             seen.append("noted again")
@@ -73,6 +74,19 @@ def test_a_second_signal_does_not_wait() -> None:
     with pytest.raises(Stopped), stoppable():
         work()
     assert seen == ["noted"]
+
+
+def test_what_a_scheduler_and_a_launcher_both_send_is_one_request() -> None:
+    seen = []
+
+    def work() -> None:
+        with finish_first():
+            send_and_wait(signal.SIGTERM, signal.SIGTERM, signal.SIGHUP)
+            seen.append("saved")
+
+    with pytest.raises(Stopped) as stopped, stoppable():
+        work()
+    assert (seen, stopped.value.number) == (["saved"], signal.SIGTERM)
 
 
 def test_a_signal_that_a_finaliser_swallows_is_raised_again() -> None:

@@ -1,6 +1,8 @@
 """Logs in JSON lines that only grow: what was paid for in time or money survives an interruption.
 
-Answers of an evaluation, generated text and a judge's verdicts lie in such logs.
+Answers of an evaluation, generated text and a judge's verdicts lie in such logs. A log has one writer at a time, since
+on a share two that append overwrite each other. Where a writer may lose its claim and not know it yet, each has a file
+of its own, `NAME.<number of the claim>.jsonl`, which begins with all that the one before it left.
 """
 
 from __future__ import annotations
@@ -9,14 +11,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
-from filelock import FileLock, Timeout
-
+from lingraft.claims import Claim
 from lingraft.records import remove, write_bytes_atomically
 
 Row = TypeVar("Row")
@@ -38,12 +38,15 @@ class AppendLog(Generic[Row]):
     Every line ends with a checksum, so that a damaged answer is no other answer.
 
     Attributes:
+        path: Where the rows lie.
         rows: What was found when it was opened.
         damage: What of it was damaged and cut off, in one sentence; None: nothing was, a torn last line apart.
 
     Args:
         path: The file; it may be missing.
         parse: Makes a row of a line's JSON value.
+        claim: Held by the one process that appends. Its number stands in the name of the file, which takes over what
+            earlier owners left; what one of them writes later, having lost its claim, is not read.
         begins: What every line begins with. A file with another line, or with one that `parse` or the checksum refuses,
             is not cut but refused; a line without a checksum is taken. None: the log ends before such a line or one
             without a checksum, and the rest is cut off; what is no file is removed.
@@ -52,12 +55,20 @@ class AppendLog(Generic[Row]):
         ForeignLineError: See `begins`.
     """
 
-    def __init__(self, path: Path, parse: Callable[[Any], Row], *, begins: bytes | None = None) -> None:
-        self._path, self._lock = path, Lock()
+    def __init__(
+        self,
+        path: Path,
+        parse: Callable[[Any], Row],
+        claim: Claim | None = None,
+        *,
+        begins: bytes | None = None,
+    ) -> None:
+        if claim is not None:
+            path = _taken_over(path, claim.number)
+        self.path, self._claim, self._lock = path, claim, Lock()
         self.rows: list[Row] = []
         self.damage: str | None = None
-        is_file = path.is_file() and not path.is_symlink()  # a link may lead anywhere
-        if begins is None and os.path.lexists(path) and not is_file:
+        if begins is None and os.path.lexists(path) and not _is_file(path):
             remove(path)
             self.damage = f"{path}: is no file; it begins anew."
         if not path.exists():
@@ -85,20 +96,50 @@ class AppendLog(Generic[Row]):
         """Append JSON objects, also from several threads; they are on disk when this returns.
 
         Raises:
+            ClaimLostError: Another process has taken the log over.
             OSError: They cannot be written, as where the disk is full; none of them is in the file then.
         """
+        if self._claim is not None:
+            self._claim.check()
         content = b"".join(map(_line, values))
         with self._lock:
-            whole = self._path.stat().st_size if self._path.exists() else 0
+            whole = self.path.stat().st_size if self.path.exists() else 0
             try:
-                with self._path.open("ab") as file:
+                with self.path.open("ab") as file:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
             except OSError as error:
-                if self._path.exists():
-                    os.truncate(self._path, whole)  # half a line would spoil the one that is appended next
-                raise OSError(error.errno, error.strerror, str(self._path)) from None
+                if self.path.exists():
+                    os.truncate(self.path, whole)  # half a line would spoil the one that is appended next
+                raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+
+def _taken_over(path: Path, number: int) -> Path:
+    """Return the file of a log's owner with this number, with what the one before it left; theirs are removed.
+
+    It is a copy: who has lost the claim and writes into the file that it still has open cannot spoil it.
+    """
+    own = path.with_name(f"{path.stem}.{number}{path.suffix}")
+    before = [(found, one) for found, one in owned_files(path) if one != own]
+    if before and not own.exists():
+        _, last = before[-1]
+        if _is_file(last):
+            write_bytes_atomically(own, last.read_bytes())
+    for _, one in before:
+        remove(one)
+    return own
+
+
+def owned_files(path: Path) -> list[tuple[int, Path]]:
+    """Return the files of a log whose owners have claims, by their numbers; 0: a file that no claim was needed for."""
+    name = re.compile(rf"{re.escape(path.stem)}(?:\.(\d+))?{re.escape(path.suffix)}")
+    places = path.parent.iterdir() if path.parent.is_dir() else ()
+    return sorted((int(found[1] or 0), one) for one in places if (found := name.fullmatch(one.name)))
+
+
+def _is_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()  # a link may lead anywhere
 
 
 def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
@@ -108,10 +149,22 @@ def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
         path: The log; where there is none, it has no rows.
         parse: As of `AppendLog`.
     """
+    return rows_from(path, 0, parse)[0]
+
+
+def rows_from(path: Path, place: int, parse: Callable[[Any], Row]) -> tuple[list[Row], int]:
+    """Return the sound rows from a place of such a log on, and the place behind them, from which to go on later.
+
+    Args:
+        path: The log; where there is none, it has no rows.
+        place: In bytes: 0, or what was returned before.
+        parse: As of `AppendLog`.
+    """
     rows: list[Row] = []
-    if path.is_symlink() or not path.is_file():
-        return rows
+    if not _is_file(path):
+        return rows, place
     with path.open("rb") as file:
+        file.seek(place)
         for line in file:
             try:
                 if not line.endswith(b"\n"):
@@ -119,7 +172,20 @@ def rows_so_far(path: Path, parse: Callable[[Any], Row]) -> list[Row]:
                 rows.append(parse(_content(line, is_sum_needed=True)))
             except _REFUSALS:
                 break
-    return rows
+            place += len(line)
+    return rows, place
+
+
+def row_of(line: bytes, parse: Callable[[Any], Row]) -> Row:
+    """Return the row of one whole line, with its end.
+
+    Raises:
+        ValueError: It is damaged, or `parse` refuses it.
+    """
+    try:
+        return parse(_content(line, is_sum_needed=True))
+    except _REFUSALS as error:
+        raise ValueError(str(error)) from None
 
 
 def salvage(path: Path, parse: Callable[[Any], object], begins: bytes) -> int:
@@ -167,21 +233,3 @@ def _content(line: bytes, *, is_sum_needed: bool) -> Any:
 
 def _sum_of(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest()[:16].encode()
-
-
-@contextmanager
-def only_process(lock: Path, busy: Exception) -> Iterator[None]:
-    """Keep other processes out while inside, by a lock file.
-
-    Raises:
-        Exception: `busy`, where another process is inside.
-    """
-    held = FileLock(lock)
-    try:
-        held.acquire(timeout=0)
-    except Timeout:
-        raise busy from None
-    try:
-        yield
-    finally:
-        held.release()

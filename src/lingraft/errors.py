@@ -84,6 +84,28 @@ class DiskError(LingraftError):
     """A file cannot be written: the disk is full or read-only or fails, or a permission is missing."""
 
 
+class ClaimedError(LingraftError):
+    """Another process is at work on a thing that one may make at a time.
+
+    Attributes:
+        owner: Who (`claims.Owner`); None: it cannot be read from the claim.
+    """
+
+    def __init__(self, message: str, owner: object = None) -> None:
+        super().__init__(message)
+        self.owner = owner
+
+
+class ClaimLostError(LingraftError):
+    """Another process took over what this one was making, as it gave no sign of life for long."""
+
+
+class NodeLostError(LingraftError):
+    """A machine of a training that runs on several has died or cannot be reached; another attempt goes on."""
+
+    exit_code = EXIT_ANSWER_IS_NO
+
+
 class VerificationError(LingraftError):
     """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
 

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -16,6 +17,8 @@ from typing import Any, TypeVar
 
 _HASH_BLOCK_BYTES = 1 << 20
 _TEMPORARY = ".part"
+_CLOCK_NS = 2_000_000_000  # no file system keeps times coarser: within it a file may change unnoticed
+_HASHES: dict[Path, tuple[Stamp, str]] = {}  # of files that this process has read or made
 _ADAPTERS: dict[Any, Any] = {}  # by type
 # What systems and editors leave in folders; files with a dot in front are left out as well.
 _FOREIGN = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
@@ -67,6 +70,29 @@ class Stamp:
         """
         found = path.stat()
         return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+def hash_once(path: Path) -> str:
+    """Return what `hash_file` does; a process reads a file once, as long as its stamp says that it did not change.
+
+    A file that changed a moment ago is read anew: it could change again and keep its stamp.
+    """
+    stamp = Stamp.of(path)
+    known = _HASHES.get(path)
+    if known is not None and known[0] == stamp:
+        return known[1]
+    found = hash_file(path)
+    if stamp == Stamp.of(path):
+        keep_hash(path, stamp, found)
+    return found
+
+
+def keep_hash(path: Path, stamp: Stamp, sha256: str) -> None:
+    """Let `hash_once` know the hash of a file with that stamp, unless it changed a moment ago."""
+    if time.time_ns() - stamp.changed > _CLOCK_NS:
+        _HASHES[path] = stamp, sha256
+    else:
+        _HASHES.pop(path, None)
 
 
 def stamps_of(paths: Iterable[Path]) -> dict[Path, Stamp | None]:
@@ -160,14 +186,23 @@ def flush_folder(folder: Path) -> None:
         OSError: The disk is full or fails.
     """
     for path in (*folder.rglob("*"), folder, folder.parent):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if not (path.is_dir() and error.errno == errno.EINVAL):  # some shares flush files alone
-                raise
-        finally:
-            os.close(handle)
+        flush(path)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk.
+
+    Raises:
+        OSError: The disk is full or fails.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not (path.is_dir() and error.errno == errno.EINVAL):  # some shares flush files alone
+            raise
+    finally:
+        os.close(handle)
 
 
 def read_json(path: Path) -> Any:

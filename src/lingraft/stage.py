@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeAlias, TypeV
 
 from lingraft.config.paths import user_path
 from lingraft.errors import LingraftError, ModelError
-from lingraft.records import Stamp, fingerprint_of, hash_file, is_foreign, stamps_of
+from lingraft.records import Stamp, fingerprint_of, hash_once, is_foreign, stamps_of
 from lingraft.stage_record import RECORD as RECORD  # noqa: PLC0414 - its old place
 from lingraft.stage_record import DamagedRecordError, read_record, stamps_of_whole
 
@@ -47,6 +47,7 @@ class StageProgress:
         seconds_left: Estimated time to the stage's end, if known.
         unit: What is counted, where it is neither steps nor items.
         mfu: Model FLOPs utilisation (`train.watching.Progress`), where the stage trains and it is known.
+        stage: Its name in progress lines, as several may be at work; empty inside of the stage itself.
     """
 
     done: int
@@ -56,6 +57,7 @@ class StageProgress:
     seconds_left: float | None = None
     unit: str | None = None
     mfu: float | None = None
+    stage: str = ""
 
 
 def mfu_text(mfu: float) -> str:
@@ -67,7 +69,7 @@ class StageWatcher:
     """Receives what happens inside of a stage; this one ignores all of it."""
 
     def stage_progressed(self, progress: StageProgress) -> None:
-        """The stage that began last is this far."""
+        """A stage is this far: the one that it names, else the one that began last."""
 
     def answered(self, task: str, prompt: str, answer: str) -> None:
         """The stage's model answered this; reported of the first answers of each task alone."""
@@ -150,7 +152,7 @@ class FinishedStage:
         """
         path = self.folder / name
         stamp = stamps_of([path])[path]
-        if stamp != self.stamps[name] and (stamp is None or hash_file(path) != self.artefacts[name]):
+        if stamp != self.stamps[name] and (stamp is None or hash_once(path) != self.artefacts[name]):
             raise LingraftError(
                 f"{path}: was changed while lingraft was at work; run the same command again."
             )
@@ -282,6 +284,10 @@ class StageSpec(ABC):
     def fingerprint(self) -> str:
         """Return the hash of kind and inputs: equal stages run once."""
         return fingerprint_of({"kind": self.kind, **self.inputs})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the fields without the fingerprint: another process, with its own libraries, hashes them itself."""
+        return {name: value for name, value in self.__dict__.items() if name != "fingerprint"}
 
     @property
     def folder_name(self) -> str:

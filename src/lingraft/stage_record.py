@@ -19,7 +19,9 @@ from lingraft.records import (
     fingerprint_of,
     from_json,
     hash_file,
+    hash_once,
     is_foreign,
+    keep_hash,
     path_inside,
     read_json,
     to_json,
@@ -98,8 +100,12 @@ class StageRecord:
         write_json_atomically(folder / RECORD, content | {"digest": _digest(content)})
 
 
-def read_record(folder: Path) -> StageRecord:
+def read_record(folder: Path, name: str | None = None) -> StageRecord:
     """Return the record of a stage's folder.
+
+    Args:
+        folder: The folder.
+        name: What it is called when it is published; None: what it is called.
 
     Raises:
         FileNotFoundError: There is none.
@@ -127,7 +133,7 @@ def read_record(folder: Path) -> StageRecord:
             raise OtherFormatError("it is of a later format")
         fingerprint = content.pop("fingerprint")
         record = from_json(StageRecord, content)
-        if record.fingerprint != fingerprint or folder.name != f"{record.stage}-{fingerprint}":
+        if record.fingerprint != fingerprint or (name or folder.name) != f"{record.stage}-{fingerprint}":
             raise DamagedRecordError("it is of another stage")
         _check_names(folder, record.artefacts)
     except DamagedRecordError:
@@ -137,8 +143,13 @@ def read_record(folder: Path) -> StageRecord:
     return record
 
 
-def stamps_of_whole(folder: Path, record: StageRecord) -> dict[str, Stamp]:
+def stamps_of_whole(folder: Path, record: StageRecord, *, is_trusted: bool = False) -> dict[str, Stamp]:
     """Return the stamps of the files that a record lists as kept, all of which have their size and hash.
+
+    Args:
+        folder: The stage's folder.
+        record: Its record.
+        is_trusted: Believe the hashes: another process of the same run has just taken them.
 
     Raises:
         DamagedRecordError: One is missing, is no file or differs.
@@ -152,8 +163,10 @@ def stamps_of_whole(folder: Path, record: StageRecord) -> dict[str, Stamp]:
             stamps[name] = stamp = Stamp.of(path)  # before it is hashed
             if not path.is_file():
                 raise DamagedRecordError(f"{name} is no file")
-            if stamp.bytes != one.bytes or hash_file(path) != one.sha256:
+            if stamp.bytes != one.bytes or (not is_trusted and hash_once(path) != one.sha256):
                 raise DamagedRecordError(f"{name} was changed or damaged")
+            if is_trusted:
+                keep_hash(path, stamp, one.sha256)
         except FileNotFoundError:
             raise DamagedRecordError(f"{name} is missing") from None
         except NotADirectoryError:

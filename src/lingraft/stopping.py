@@ -1,7 +1,9 @@
 """Stopping on a signal: once, for certain, with one sentence, at once or after what is under way is saved.
 
 SIGINT (Ctrl-C), SIGTERM and SIGHUP raise `Stopped` in the main thread. What must not be torn apart runs inside
-`finish_first`, where a first signal is only noted: it polls `requested`, saves, and ends; a second signal stops it.
+`finish_first`, where a first signal is only noted: it polls `requested`, saves, and ends; Ctrl-C after it stops it. A
+further SIGTERM or SIGHUP says nothing new: a scheduler signals every process of a job, and launchers among these hand
+it on.
 
 Python and libraries swallow exceptions: in finalisers, callbacks, bare `except` clauses, C code. A thread sees to it
 that none is lost: it raises again what no frame handles any more, and ends the process where it does not unwind. The
@@ -31,6 +33,7 @@ GOES_ON = "the same command goes on"  # what a sentence about kept work ends wit
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SECONDS_BETWEEN_LOOKS = 0.05
+_SECONDS_BETWEEN_LOOKS_AT_PARENT = 1.0
 _LOOKS_UNTIL_LOST = 2  # in which nothing handles the exception: it may be between two frames at one of them
 _SECONDS_TO_UNWIND = 5.0  # less than the 10 that container engines wait before they kill
 _SECONDS_TO_EXIT = 3.0
@@ -62,6 +65,7 @@ class _State:
         self.finishing = 0
         self.is_raised = False  # not only noted
         self.raises_again = False
+        self.hears_once = False
         self.is_saying = False
         self.exit_code: int | None = None  # of a command that is over
         self.kept, self.saved = _NOTHING_KEPT, ""
@@ -126,21 +130,41 @@ def say_now() -> None:
 
 
 @contextmanager
-def stoppable() -> Iterator[None]:
+def stoppable(*, hears_once: bool = False) -> Iterator[None]:
     """Let signals raise `Stopped` inside, until `settle` is called; restore the handlers at the end.
 
     Outside of the main thread, which receives no signal, nothing is done.
+
+    Args:
+        hears_once: A second signal changes nothing. It comes to a process of several, from whoever signals all of them
+            and from the one that hands it on, which alone decides, by killing, that nothing is saved any more.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = _begin(None)
+    _state.hears_once = hears_once
     try:
         yield
     finally:
         _state.requested, _state.settled = None, True
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent ends, which cannot send word when it is killed.
+
+    Args:
+        parent: Its id, as the parent gave it: it may be gone already.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_SECONDS_BETWEEN_LOOKS_AT_PARENT)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def settle() -> None:
@@ -229,8 +253,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         _state.raises_again = False
     else:
         first = _state.requested is None
+        if not first and number != signal.SIGINT:
+            return
         _state.requested = number if _state.requested is None else _state.requested
-        if first and _state.finishing:
+        if (first and _state.finishing) or (not first and _state.hears_once):
             return
         if _state.is_raised and _state.say is not None:
             _end_now()

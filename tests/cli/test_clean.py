@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
+from lingraft.claims import claim
 from lingraft.records import read_json, write_json_atomically
 from lingraft.stage_record import Artefact, StageRecord
 from lingraft.study.unused import ListedStage, write_plan
@@ -64,11 +64,11 @@ def test_what_nothing_refers_to_is_shown_and_removed_on_yes_alone(run: Path, lin
     assert f"stages/{TORN}  (unfinished attempt: {TORN} / cell)" in shown.stdout
     assert "lingraft clean runs/tiny --yes" in shown.stdout
     assert PENDING not in shown.stdout
-    assert contents(run) == before | {".lock": ""}
+    assert contents(run) == before | {"claims/run/1": ""}
 
     assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
     kept = {name: text for name, text in before.items() if UNLISTED not in name and TORN not in name}
-    assert contents(run) == kept | {".lock": ""}
+    assert contents(run) == kept | {"claims/run/2": ""}
     assert sorted(path.name for path in (run / "stages").iterdir()) == [LISTED, PENDING]
     again = lingraft("clean", "runs/tiny")
     assert again.stdout == "runs/tiny: nothing to remove.\n"
@@ -85,7 +85,7 @@ def test_json_lists_paths_in_the_run_folder_and_removes_nothing_without_yes(
     assert printed["bytes"] == sum(one["bytes"] for one in printed["removable"])
     assert printed["foreign"] == ["paper.tex", f"stages/{UNLISTED}/notes.txt"]
     assert (printed["run"], printed["removed"]) == ("runs/tiny", False)
-    assert contents(run) == before | {".lock": ""}
+    assert contents(run) == before | {"claims/run/1": ""}
     assert json.loads(lingraft("clean", "runs/tiny", "--json", "--yes").stdout)["removed"]
     left = [name for name in contents(run) if UNLISTED in name]
     assert left == [f"stages/{UNLISTED}/notes.txt"]  # what is not ours stays, whatever lies around it
@@ -141,13 +141,14 @@ def test_a_record_that_lists_files_elsewhere_removes_nothing_there(
 def test_what_killed_runs_leave_is_removed(run: Path, lingraft: Lingraft) -> None:
     stage(run, LISTED, {"checkpoint/model": "weights", "held_out.parquet": "x"}, ("checkpoint/model",))
     own = run / "stages" / LISTED
-    leftovers = [own / ".record.json.a1b2c3d4.part", run / ".result.json.a1b2c3d4.part", own / "task.json"]
+    leftovers = [own / ".record.json.a1b2c3d4.part", run / f".result.json.{1:016x}.part", own / "task.json"]
     leftovers += [
         own / "trainer" / "checkpoint-5" / "optimizer.pt",
         run / "cache" / "encoded" / "e" / "rows.arrow",
     ]
     leftovers += [run / "stages" / PENDING / ".timing.json.a1b2c3d4.part", own / "checkpoint" / "model"]
-    kept = [run / "cache" / "verdicts.jsonl", run / "cache" / f"answers-{1:016x}.jsonl"]
+    kept = [run / "cache" / "verdicts.jsonl", run / "cache" / f"answers-{1:016x}.12.jsonl"]
+    kept += [run / "cache" / claims / "1" for claims in ("claims/encoded-e", ".verdicts.jsonl.claims")]
     kept += [own / "trackers" / "events", run / "cache" / f"manifest-{1:016x}.json", own / ".notes.markdown"]
     for path in (*leftovers, *kept):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,7 +163,7 @@ def test_what_killed_runs_leave_is_removed(run: Path, lingraft: Lingraft) -> Non
     for name in (PENDING, TORN):
         stage(run, name, {})
     assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
-    assert [path.name for path in kept if not path.exists()] == [f"answers-{1:016x}.jsonl"]
+    assert [path.name for path in kept if not path.exists()] == [f"answers-{1:016x}.12.jsonl"]
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", '{"format": 1}', "[" * 100_000, '{"stages": {"a": 1}}'])
@@ -188,7 +189,7 @@ def test_what_is_no_run_is_refused_and_left_as_it_is(lingraft: Lingraft, tmp_pat
 
 
 def test_a_run_that_is_at_work_is_left_alone(run: Path, lingraft: Lingraft) -> None:
-    with FileLock(run / ".lock"):
+    with claim(run / "claims" / "run"):
         done = lingraft("clean", "runs/tiny", "--yes")
     assert done.returncode == 2
     assert "another lingraft is at work" in done.stderr

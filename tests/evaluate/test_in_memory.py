@@ -280,7 +280,7 @@ def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_pat
         *tiny,
         evaluation,
         languages=["de"],
-        log=log,
+        answers=AnswerLog(log),
         on_progress=lambda done, total: told.append((done, total)),
     )
     assert told == [(done, 12) for done in range(1, 13)]
@@ -293,7 +293,7 @@ def test_an_evaluation_repeats_resumes_and_counts(tiny: tuple[Any, Any], tmp_pat
     )
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:5]))
-    assert evaluate_model(*tiny, evaluation, languages=["de"], log=log) == found
+    assert evaluate_model(*tiny, evaluation, languages=["de"], answers=AnswerLog(log)) == found
 
 
 def test_prompts_that_do_not_fit_are_noted(engine: Callable[..., InMemoryModel]) -> None:

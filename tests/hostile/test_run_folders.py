@@ -61,21 +61,21 @@ def victim(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["stages", "cache", "report", ".lock"])
+@pytest.mark.parametrize("name", ["stages", "cache", "report", "work", "claims", "logs"])
 def test_a_run_folder_whose_own_folders_lie_elsewhere_is_refused(
     tmp_path: Path, victim: Path, name: str
 ) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    (run / name).symlink_to(victim / "precious.txt" if name == ".lock" else victim)
+    (run / name).symlink_to(victim)
     with pytest.raises(ConfigError, match=f"{run / name}: is a link"), Store(run):
         pass
     assert [(path.name, path.read_text()) for path in victim.iterdir()] == [("precious.txt", "precious")]
 
 
-@pytest.mark.parametrize("name", ["stages", "cache", "report", ".lock"])
+@pytest.mark.parametrize("name", ["stages", "cache", "report", "work", "claims", "logs"])
 def test_what_is_in_the_way_is_told(tmp_path: Path, name: str) -> None:
-    (tmp_path / ".lock").mkdir() if name == ".lock" else (tmp_path / name).write_text("x")
+    (tmp_path / name).write_text("x")
     with pytest.raises(ConfigError, match=f"{tmp_path / name}: is in the way"), Store(tmp_path):
         pass
 

@@ -10,8 +10,6 @@ from judge_server import (
     ANSWERS,
     REFERENCE,
     JudgeServer,
-    Request,
-    Response,
     failure,
     outputs,
     prefers_longer,
@@ -115,19 +113,3 @@ def test_another_file_is_not_taken_for_a_cache_and_stays_as_it_is(
         judged()
     assert (tmp_path / "verdicts.jsonl").read_text() == content
     assert judge_server.requests == []
-
-
-def test_a_cache_that_is_in_use_is_refused(judged: Callable[..., Judged], judge_server: JudgeServer) -> None:
-    refusals: list[str] = []
-
-    def asks_itself(asked: Request) -> Response:
-        try:
-            judged()
-        except EvaluationError as error:
-            refusals.append(str(error))
-        return prefers_longer(asked)
-
-    judge_server.behaviour = asks_itself
-    judged(ANSWERS[:1], at_once=1)
-    assert len(refusals) == 2
-    assert "another lingraft is judging into it" in refusals[0]

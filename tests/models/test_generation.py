@@ -14,7 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from lingraft.data.chat_format import chat_format
 from lingraft.data.chat_template import FALLBACK_TEMPLATE
 from lingraft.data.example import Message
-from lingraft.errors import LingraftError, ModelError
+from lingraft.errors import ModelError
 from lingraft.models.empty_turn import empty_user_turn
 from lingraft.models.generation import (
     Ending,
@@ -29,7 +29,7 @@ from lingraft.models.generation import (
     generate,
     keeps_all,
 )
-from lingraft.models.generation_log import GenerationLog, locked
+from lingraft.models.generation_log import GenerationLog
 from lingraft.models.loading import load_model, load_tokenizer
 
 QUESTIONS = [
@@ -344,12 +344,3 @@ def test_a_log_is_read_up_to_a_torn_line(tmp_path: Path) -> None:
         assert path.read_bytes() == whole
     log.append({7: two})
     assert GenerationLog(path)[7] == two
-
-
-def test_two_processes_do_not_write_one_log(tmp_path: Path) -> None:
-    with (
-        locked(tmp_path / "work"),
-        pytest.raises(LingraftError, match="another lingraft"),
-        locked(tmp_path / "work"),
-    ):
-        pass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 from example_result import done_cell, failed_cell, result, scores
 
+from lingraft.claims import claim
 from lingraft.config.load import save_study
 from lingraft.config.schema import Study
 from lingraft.errors import ConfigError
@@ -207,8 +207,7 @@ def test_a_study_file_that_cannot_be_read_is_said_and_costs_nothing_else(write: 
 
 def test_a_run_that_is_at_work_is_said_to_be_and_not_disturbed(write: Write) -> None:
     folder = write("first")
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with claim(folder / "claims" / "run"):
         assert any("at work" in remark for remark in read_report([str(folder)]).runs[0].remarks)
     assert not any("at work" in remark for remark in read_report([str(folder)]).runs[0].remarks)
 

@@ -109,26 +109,26 @@ def test_a_study_is_watched_from_its_beginning_over_its_death_to_its_end(
         assert "There are no results yet" in page
         assert 'id="under-way"' in page
         with started(study) as run:
-            found = until(client, lambda one: len((one["status"]["at_work"] or {}).get("losses", ())) > 1)
+            found = until(client, lambda one: any(len(own["losses"]) > 1 for own in one["status"]["at_work"]))
             assert found["status"]["state"] == "under way"
             assert found["status"]["holder"]["process"] == run.pid
-            assert found["status"]["at_work"]["kind"] == "train"
-            assert found["status"]["at_work"]["progress"]["total"] > 1
+            assert found["status"]["at_work"][0]["kind"] == "train"
+            assert found["status"]["at_work"][0]["progress"]["total"] > 1
             run.kill()
             killed = until(client, lambda one: one["status"]["state"] != "under way")["status"]
             assert killed["state"] == "stopped"
             assert killed["holder"] is None
             assert "done" in {one["state"] for one in killed["stages"]}  # the base model's evaluation
         with started(study) as run:
-            found = until(client, lambda one: (one["status"]["at_work"] or {}).get("answers"))
-            assert found["status"]["at_work"]["kind"] == "evaluate"
-            answer = found["status"]["at_work"]["answers"][0]
+            found = until(client, lambda one: any(own["answers"] for own in one["status"]["at_work"]))
+            assert found["status"]["at_work"][0]["kind"] == "evaluate"
+            answer = found["status"]["at_work"][0]["answers"][0]
             assert answer["task"].startswith("worldbook:lookup")
             assert answer["prompt"].startswith("<|im_start|>user\n")
             assert run.wait(300) == 0
         done = until(client, lambda one: one["status"]["state"] != "under way")
         assert done["status"]["state"] == "done"
-        assert done["status"]["at_work"] is None
+        assert done["status"]["at_work"] == []
         before = int(done["page"])
         until(client, lambda one: int(one["page"]) > before or one["status"] is None)
         page = client.get("/").text
@@ -172,11 +172,9 @@ def test_a_page_follows_a_run_and_opens_anew_with_its_results(tmp_path: Path) ->
         def ask(place: Workplace) -> None:
             place.watcher.answered(hostile, hostile, hostile)
             place.progressed(1, 4, "items")
-            found = until(
-                client, lambda one: one["status"]["at_work"] and one["status"]["at_work"]["answers"]
-            )
+            found = until(client, lambda one: any(own["answers"] for own in one["status"]["at_work"]))
             assert found["status"]["state"] == "under way"
-            assert found["status"]["at_work"]["answers"][0]["answer"] == hostile
+            assert found["status"]["at_work"][0]["answers"][0]["answer"] == hostile
             assert client.get("/status").headers["content-type"] == "application/json"
             assert hostile not in client.get("/").text
 

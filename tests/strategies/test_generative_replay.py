@@ -83,7 +83,7 @@ def test_the_rows_are_the_models_answers(chatty: Path, tmp_path: Path) -> None:
     made = make_replay(chatty, 4, SETTINGS, tmp_path, source="parallel", pool=pool)
     tokenizer, model = load_tokenizer(chatty), load_model(chatty, dtype=torch.bfloat16)
     log = [
-        json.loads(line) for line in next(tmp_path.glob("*/answers.jsonl")).read_text().split("\n") if line
+        json.loads(line) for line in next(tmp_path.glob("*/answers.*.jsonl")).read_text().split("\n") if line
     ]
     prompts = [
         TokenPrompt(
@@ -170,7 +170,7 @@ def test_a_smaller_share_is_the_beginning_of_a_larger_one_and_its_answers_are_sh
     asked.clear()
     assert mixed({"share": 0.1}, 36, there) == small
     assert asked == []
-    assert len(list((tmp_path / "a").iterdir())) == 1
+    assert len(list((tmp_path / "a").glob("replay-*"))) == 1
 
 
 def count_answers(monkeypatch: pytest.MonkeyPatch, stop_after: int | None = None) -> list[int]:
@@ -213,7 +213,8 @@ def test_an_interrupted_run_ends_with_the_rows_of_an_undisturbed_one(
         assert make(tmp_path / "stopped") == undisturbed
         assert len(rest) <= len(whole) - batches + len(torn)  # of each log one batch is made again
     for log in (tmp_path / "whole").glob("*/*.jsonl"):
-        resumed = tmp_path / "stopped" / log.relative_to(tmp_path / "whole")
+        name = f"{log.parent.name}/{log.name.partition('.')[0]}.*.jsonl"  # the number is its owner's
+        (resumed,) = (tmp_path / "stopped").glob(name)
         assert sorted(resumed.read_text().split("\n")) == sorted(log.read_text().split("\n"))
 
 
@@ -229,9 +230,9 @@ def test_other_rows_are_kept_elsewhere(chatty: Path, tmp_path: Path, change: dic
     there = context(chatty, tmp_path, english=rows(30))
     one, other = mixed({"share": 0.2}, 8, there), mixed({"share": 0.2}, 8, replace(there, **change))
     assert one != other
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("replay-*"))) == 2
     mixed({"share": 0.2, "top_p": 0.9}, 8, there)
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.glob("replay-*"))) == 3
 
 
 def test_what_cannot_be_answered_or_was_there_before_is_counted(chatty: Path, tmp_path: Path) -> None:
@@ -266,7 +267,7 @@ def test_a_model_that_never_ends_an_answer_is_given_up_on(tiny_model: Path, tmp_
     there = context(tiny_model, tmp_path, english=rows(300))
     with pytest.raises(StrategyError, match="no answer to the prompts \\(parallel\\) is fit to train on"):
         mixed({"share": 0.1, "max_new_tokens": 2}, 9, there)
-    answered = next(tmp_path.glob("*/answers.jsonl")).read_text().count("\n")
+    answered = next(tmp_path.glob("*/answers.*.jsonl")).read_text().count("\n")
     assert 68 <= answered < 100  # 4 * 1 + 64, to the end of the chunk
 
 
@@ -279,7 +280,7 @@ def test_no_prompt_at_all_is_refused(chatty: Path, tmp_path: Path) -> None:
 def test_prompts_from_an_empty_turn_are_the_models_own_words(chatty: Path, tmp_path: Path) -> None:
     made = make_replay(chatty, 6, SETTINGS, tmp_path)
     log = [
-        json.loads(line) for line in next(tmp_path.glob("*/prompts.jsonl")).read_text().split("\n") if line
+        json.loads(line) for line in next(tmp_path.glob("*/prompts.*.jsonl")).read_text().split("\n") if line
     ]
     texts = {one["number"]: one["text"] for one in log}
     assert len(made.examples) == 6

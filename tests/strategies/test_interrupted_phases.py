@@ -134,7 +134,7 @@ def test_checkpoints_of_other_options_are_reported_and_leave_nothing_in_the_reco
     steps = Steps(phases, monkeypatch)
     with pytest.raises(KeyboardInterrupt), at_a_step(5, kill, steps):
         make(phases, job)
-    (folder,) = (phases.store.folder.parent / "interrupted" / "stages").iterdir()
+    (folder,) = (phases.store.folder.parent / "interrupted" / "work").iterdir()
     for name in ("task.json", "workers.log", "outcome.json"):
         (folder / "trainer" / name).write_text("{}")
     of_others = Checkpoints(folder / "trainer", {"seed": 2}, lambda _: None)
@@ -158,7 +158,7 @@ def test_refused_checkpoints_are_counted_beside_the_times(
     steps = Steps(phases, monkeypatch)
     with pytest.raises(KeyboardInterrupt), at_a_step(5, kill, steps):
         make(phases, job)
-    (folder,) = (phases.store.folder.parent / "interrupted" / "stages").iterdir()
+    (folder,) = (phases.store.folder.parent / "interrupted" / "work").iterdir()
     (folder / "trainer" / "checkpoint-4" / "optimizer.json").unlink()
     done = make(phases, job)
     assert (done.timing["resumed_from"], done.timing["refused_checkpoints"]) == (2, 1)

@@ -14,8 +14,9 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 LAYERS = (  # lowest first; parts of one layer do not import each other, except the errors
-    ("errors", "notebook", "records", "registry", "stopping", "text"),
-    ("append_log", "endpoint", "stage_record"),
+    ("errors", "launched", "notebook", "records", "registry", "stopping", "text"),
+    ("claims", "endpoint", "stage_record"),
+    ("append_log",),
     ("config",),
     ("data",),
     ("intervals",),
@@ -33,6 +34,7 @@ LAYERS = (  # lowest first; parts of one layer do not import each other, except 
     ("adapt",),
     ("report",),
     ("cli", "api"),
+    ("__main__",),
 )
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
 

@@ -19,12 +19,15 @@ from typing import Any, ClassVar
 import pytest
 
 from lingraft.append_log import AppendLog
-from lingraft.errors import ConfigError, DataError
+from lingraft.claims import Owner, claim
+from lingraft.errors import ConfigError, DataError, LingraftError
 from lingraft.records import fingerprint_of, read_json, to_json, write_json_atomically
 from lingraft.report.runs import read_report
 from lingraft.stage import Json, StageProgress, StageSpec, Work, Workplace
 from lingraft.study import under_way
+from lingraft.study.event_log import EventLog, event_file, output_file
 from lingraft.study.execute import Executor
+from lingraft.study.failures import record_failure
 from lingraft.study.plan import Plan, listed_stages
 from lingraft.study.status import RunStatus, status_of
 from lingraft.study.store import Store
@@ -37,7 +40,7 @@ from lingraft.study.under_way import (
     UnderWayFile,
     losses_so_far,
 )
-from lingraft.study.unused import PLAN, leftovers, write_plan
+from lingraft.study.unused import PLAN, ListedStage, leftovers, write_plan
 
 Act = Callable[[Workplace], None]
 
@@ -119,7 +122,7 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
     def train(place: Workplace) -> None:
         for step in (1, 2, 3):
             place.watcher.stage_progressed(StageProgress(step, 8, 3.0 - step / 4, 50.0, 40.0))
-        seen.append(until(tmp_path, lambda one: one.at_work is not None and len(one.at_work.losses) == 3))
+        seen.append(until(tmp_path, lambda one: [len(own.losses) for own in one.at_work] == [3]))
 
     first, later = Training("one"), Training("two", train)
     run(tmp_path, first, later, Step("score"))
@@ -130,10 +133,10 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
         ("two", "train", "under way"),
         ("score", "evaluate", "waiting"),
     ]
-    assert found.at_work is not None
-    assert found.at_work.losses == ((1, 2.75), (2, 2.5), (3, 2.25))
-    assert found.at_work.progress is not None
-    assert (found.at_work.progress.done, found.at_work.progress.total) == (3, 8)
+    (own,) = found.at_work
+    assert own.losses == ((1, 2.75), (2, 2.5), (3, 2.25))
+    assert own.progress is not None
+    assert (own.progress.done, own.progress.total) == (3, 8)
     assert found.holder is not None
     assert found.holder.process == os.getpid()
     assert found.seconds_left is not None
@@ -148,7 +151,7 @@ def test_a_finished_run_is_done_and_keeps_no_losses(tmp_path: Path) -> None:
     stage = Training("one", train)
     run(tmp_path, stage)
     found = status_of(tmp_path)
-    assert (found.state, found.at_work, found.holder, found.seconds_left) == ("done", None, None, None)
+    assert (found.state, found.at_work, found.holder, found.seconds_left) == ("done", (), None, None)
     assert {one.name for one in (tmp_path / "stages" / stage.folder_name).iterdir()} == {
         "record.json",
         "timing.json",
@@ -179,11 +182,10 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
     def ask(place: Workplace) -> None:
         place.watcher.answered("lookup (de)", "Was?", "<b>\x1b[31m" + "x" * 5000)
         place.progressed(2, 4, "items")
-        seen.append(until(tmp_path, lambda one: one.at_work is not None and one.at_work.progress is not None))
+        seen.append(until(tmp_path, lambda one: bool(one.at_work) and one.at_work[0].progress is not None))
 
     run(tmp_path, Step("score", ask), Step("other"))
-    at_work = seen[0].at_work
-    assert at_work is not None
+    (at_work,) = seen[0].at_work
     (answer,) = at_work.answers
     assert (answer.task, answer.prompt) == ("lookup (de)", "Was?")
     assert answer.answer.startswith("<b>\x1b[31mxxx")
@@ -199,9 +201,8 @@ def test_first_answers_are_told_and_long_ones_cut(tmp_path: Path) -> None:
 def test_what_utf8_does_not_have_is_told_without_it(tmp_path: Path) -> None:
     def ask(place: Workplace) -> None:
         place.watcher.answered("lookup\udcff", "\ud83d", "\ude00")
-        found = until(tmp_path, lambda one: one.at_work is not None and bool(one.at_work.answers))
-        assert found.at_work is not None
-        (answer,) = found.at_work.answers
+        found = until(tmp_path, lambda one: bool(one.at_work) and bool(one.at_work[0].answers))
+        (answer,) = found.at_work[0].answers
         assert (answer.task, answer.prompt, answer.answer) == ("lookup?", "?", "?")
         raise DataError("rows\udcff.jsonl: is broken")
 
@@ -288,7 +289,7 @@ def test_a_killed_run_is_stopped_where_it_was_and_another_process_takes_it_up(tm
     with killed_run(tmp_path) as process:
         while True:
             found = status_of(tmp_path)
-            if found.at_work is not None and found.at_work.losses:
+            if found.at_work and found.at_work[0].losses:
                 break
             time.sleep(0.05)
         assert found.holder is not None
@@ -296,8 +297,8 @@ def test_a_killed_run_is_stopped_where_it_was_and_another_process_takes_it_up(tm
     found = status_of(tmp_path)
     assert (found.state, found.holder) == ("stopped", None)
     assert [one.state for one in found.stages] == ["done", "waiting"]
-    assert found.at_work is not None
-    assert (found.at_work.name, found.at_work.losses) == ("two", ((3, 2.25),))
+    (own,) = found.at_work
+    assert (own.name, own.losses) == ("two", ((3, 2.25),))
 
     def train(place: Workplace) -> None:  # from a checkpoint two steps earlier
         for step in (2, 3, 4):
@@ -379,9 +380,8 @@ def test_a_long_curve_is_thinned_out_evenly_from_the_first_to_the_last_step(tmp_
     stage = tmp_path / "stages" / "train-0123456789abcdef"
     stage.mkdir(parents=True)
     AppendLog(stage / LOSSES, dict).append({"step": step, "loss": 1.0} for step in range(1, 5001))
-    said_by(tmp_path, at_work=StageAtWork(stage.name, time.time()))
-    at_work = status_of(tmp_path).at_work
-    assert at_work is not None
+    said_by(tmp_path, at_work=(StageAtWork(stage.name, time.time()),))
+    (at_work,) = status_of(tmp_path).at_work
     steps = [step for step, _ in at_work.losses]
     assert (len(steps), steps[0], steps[-1]) == (400, 1, 5000)
     gaps = [after - before for before, after in pairwise(steps)]
@@ -396,3 +396,121 @@ def test_a_folder_that_may_not_be_read_is_refused_by_status_and_report(
     for read in (status_of, lambda folder: read_report([str(folder)])):
         with pytest.raises(ConfigError, match="you may not read it; ask its owner"):
             read(tmp_path)
+
+
+NAMES = [f"{kind}-{number:016x}" for number in range(3) for kind in ("train", "evaluate")]
+
+
+def parallel_run(folder: Path) -> None:
+    """A run of three trainings, each with an evaluation of its model; the first of both kinds is done."""
+    (folder / "study.yaml").touch()
+    listed = {
+        name: ListedStage(name[-1], True, () if place % 2 == 0 else (NAMES[place - 1],))
+        for place, name in enumerate(NAMES)
+    }
+    write_plan(folder, listed)
+    for name, seconds in zip(NAMES[:2], (100.0, 40.0), strict=True):
+        (folder / "stages" / name).mkdir(parents=True)
+        write_json_atomically(folder / "stages" / name / "record.json", {})
+        write_json_atomically(folder / "stages" / name / "timing.json", {"seconds": seconds})
+
+
+def test_of_several_stages_at_work_each_says_where_and_the_time_left_is_that_of_all(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    now = time.time()
+    trainings = tuple(
+        StageAtWork(
+            name, now - 10, StageProgress(1, 8, 2.0, seconds_left=left), now, (), f"node-{left}", 7, 1
+        )
+        for name, left in ((NAMES[2], 30.0), (NAMES[4], 90.0))
+    )
+    said_by(tmp_path, at_work=trainings, at_once=2)
+    found = status_of(tmp_path)
+    assert [one.state for one in found.stages] == [
+        *("done", "done"),
+        *("under way", "waiting"),
+        *("under way", "waiting"),
+    ]
+    assert [(one.host, one.process, one.lost_since) for one in found.at_work] == [
+        ("node-30.0", 7, None),
+        ("node-90.0", 7, None),
+    ]
+    assert found.stages[3].parents == (f"stages/{NAMES[2]}",)
+    # The first evaluation follows after 30 s, the second after 90: each takes 40.
+    assert found.seconds_left == pytest.approx(130, abs=5)
+    assert to_json(found)["format"] == 2
+    said_by(tmp_path, at_work=trainings[1:], at_once=1)
+    found = status_of(tmp_path)
+    assert found.seconds_left == pytest.approx(90 + 100 + 40 + 40, abs=5)
+
+
+def test_what_an_earlier_version_says_of_its_one_stage_is_read(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    said_by(tmp_path, at_work=(StageAtWork(NAMES[2], time.time(), StageProgress(1, 8), time.time()),))
+    said = read_json(tmp_path / UNDER_WAY)
+    (own,) = said["at_work"]
+    for new in ("host", "process", "attempt", "label"):
+        del own[new]
+    del own["progress"]["stage"], said["at_once"]
+    write_json_atomically(tmp_path / UNDER_WAY, said | {"format": 1, "at_work": own})
+    (at_work,) = status_of(tmp_path).at_work
+    assert at_work.progress is not None
+    assert (at_work.name, at_work.progress.total, at_work.host) == ("1", 8, "")
+    write_json_atomically(tmp_path / UNDER_WAY, said | {"format": 1, "at_work": None})
+    assert status_of(tmp_path).at_work == ()
+
+
+def test_stages_of_a_driver_that_died_are_seen_by_their_claims_and_events(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    said_by(tmp_path, holder=replace(Holder.this(), process=2**22 + 1), ended="no")
+    with (
+        claim(tmp_path / "claims" / NAMES[2]) as held,
+        EventLog(event_file(tmp_path, NAMES[2], held.number)) as log,
+    ):
+        log.stage_started("train 1")
+        log.stage_progressed(StageProgress(3, 8, 2.5))
+        log.noted("written at once")
+        work = tmp_path / "work" / f"{NAMES[2]}.{held.number}"
+        work.mkdir(parents=True)
+        AppendLog(work / LOSSES, dict).append([{"step": 3, "loss": 2.5}])
+        found = status_of(tmp_path)
+        assert (found.state, found.holder) == ("under way", None)
+        assert "the process that ran the study is gone, and 1 of its stages is still made" in found.remarks[0]
+        (own,) = found.at_work
+        assert (own.path, own.process, own.attempt) == (f"stages/{NAMES[2]}", os.getpid(), held.number)
+        assert own.progress is not None
+        assert (own.progress.done, own.losses, own.lost_since) == (3, ((3, 2.5),), None)
+    assert status_of(tmp_path).state == "stopped"  # it gave its claim back
+
+
+def test_a_stage_whose_owner_gives_no_sign_of_life_is_lost(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    said_by(tmp_path)  # the run goes on
+    folder = tmp_path / "claims" / NAMES[2]
+    folder.mkdir(parents=True)
+    elsewhere = replace(Owner.this(), host="node-9", machine="another machine")
+    (folder / "4").write_text(json.dumps(to_json(elsewhere)))
+    assert status_of(tmp_path).stages[2].state == "under way"
+    quiet = time.time() - 1000
+    os.utime(folder / "4", (quiet, quiet))
+    found = status_of(tmp_path)
+    assert found.stages[2].state == "lost"
+    (own,) = found.at_work
+    assert (own.host, own.attempt, own.lost_since) == ("node-9", 4, pytest.approx(quiet))
+
+
+def test_failed_attempts_are_counted_with_their_reason_and_log(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    with EventLog(event_file(tmp_path, NAMES[2], 1)) as log:
+        log.stage_started("train 1")
+    output_file(tmp_path, NAMES[2], 1).write_text("Killed\n")
+    for _ in range(2):
+        record_failure(tmp_path, NAMES[2], LingraftError("the process was killed"), is_made_again=True)
+    record_failure(tmp_path, NAMES[0], LingraftError("and made since"))
+    said_by(tmp_path, failed={NAMES[4]: "out of memory"})
+    found = status_of(tmp_path)
+    assert (found.stages[0].state, found.stages[0].reason, found.stages[0].failures) == ("done", None, 1)
+    again, failed = found.stages[2], found.stages[4]
+    assert (again.state, again.failures, again.reason) == ("waiting", 2, "the process was killed")
+    assert again.log == f"logs/{NAMES[2]}/1.log"
+    assert (failed.state, failed.reason, failed.log) == ("failed", "out of memory", None)

@@ -19,8 +19,9 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.loading import load_model
+from lingraft.train.nodes import TORCHRUN
 from lingraft.train.phase import PhaseOutcome
-from lingraft.train.processes import TORCHRUN, Processes, train_on
+from lingraft.train.processes import Processes, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan, ProcessShares
 from lingraft.train.watching import Progress

@@ -153,10 +153,10 @@ def test_a_signal_in_the_last_step_keeps_it(train: Train) -> None:
     assert_same_weights(model, straight)
 
 
-def test_a_second_signal_stops_at_once(train: Train, tmp_path: Path) -> None:
+def test_an_interrupt_after_a_signal_stops_at_once(train: Train, tmp_path: Path) -> None:
     def twice() -> None:
         send(signal.SIGTERM)
-        send(signal.SIGTERM)
+        send(signal.SIGINT)
 
     with pytest.raises(Stopped), stopping.stoppable():
         train(on_progress=at_step(4, twice))

@@ -23,14 +23,15 @@ def clean(
 ) -> None:
     """Show what in a run folder nothing refers to, with sizes, ask, and remove it.
 
-    That is: stages that the study, as it was last run, does not list; unfinished attempts; what a killed run left. What
-    the study goes on with stays, and so does what lingraft did not make. Where there is no terminal to ask in, nothing
+    That is: stages that the study, as it was last run, does not list, with their claims and logs; unfinished attempts;
+    what a killed run left. What the study goes on with stays, and so do what another process makes and what lingraft
+    did not make. Where there is no terminal to ask in, nothing
     is removed without --yes.
     """
     from lingraft.study.store import Store
     from lingraft.study.unused import leftovers, read_plan, remove, size_text
 
-    read_plan(run)  # before the lock, which would make files in a folder that is no run's
+    read_plan(run)  # before the claim, which would make files in a folder that is no run's
     with Store(run).held():
         found = leftovers(run)
         size = size_text(found.bytes)

@@ -1,4 +1,4 @@
-"""`lingraft copy`: take a ready-made study file to change it."""
+"""`lingraft copy`: take a ready-made study file, or a file for a cluster, to change it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from lingraft.errors import ConfigError
 
 def copy(
     name: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a recipe; `lingraft ls recipes` lists them.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Name of a recipe or of a file for clusters: `lingraft ls recipes`, `lingraft ls clusters`.",
+        ),
     ],
     destination: Annotated[
-        Path | None, typer.Argument(help="File to write; default: NAME.yaml here.")
+        Path | None, typer.Argument(help="File to write; default: its own name, here.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
 ) -> None:
-    """Copy a recipe."""
+    """Copy a recipe, or what hands a study to a cluster."""
     from lingraft.config.recipes import recipe
     from lingraft.records import write_text_atomically
 
     source = recipe(name)
-    target = destination or Path(f"{name}.yaml")
-    target = target / f"{name}.yaml" if target.is_dir() else target
+    target = destination or Path(source.name)
+    target = target / source.name if target.is_dir() else target
     if target.exists() and not force:
         raise ConfigError(f"{target}: exists; give another name, or --force to replace it.")
     if not target.parent.is_dir():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,25 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_LINES = 20.0  # 10 less than promised: a library may hold the interpreter for some seconds
 _LOOKS_PER_LINE = 20
+_MOST_AT_ONCE = 4  # steps that a line tells
 _LEAST_SECONDS = 0.05
+
+
+@dataclass
+class Step:
+    """One of several steps that are under way at a time.
+
+    Attributes:
+        name: Its name.
+        since: When it began, in seconds.
+        progress: How far it is; None: it has not said.
+        updated: When it said so.
+    """
+
+    name: str
+    since: float
+    progress: StageProgress | None = None
+    updated: float = 0.0
 
 
 class LogLines:
@@ -41,6 +60,7 @@ class LogLines:
         self._lock = threading.Lock()
         self._title, self._place = "", ""
         self._progress: StageProgress | None = None
+        self._several: tuple[Step, ...] = ()
         self._since = self._updated = self._last_line = self._clock()
         self.estimate: Callable[[], str] = str  # how long the whole takes, or nothing
         self._users = 0
@@ -77,7 +97,13 @@ class LogLines:
         with self._lock:
             if place != self._place:
                 self._place, self._since = place, self._clock()
-            self._progress = None
+            self._progress, self._several = None, ()
+
+    def at_several(self, place: str, steps: Sequence[Step]) -> None:
+        """Say what is being done at a time, and how far each is."""
+        with self._lock:
+            self._place, self._several = place, tuple(steps)
+        self.print_if_due()
 
     def progressed(self, place: str, progress: StageProgress) -> None:
         """Say how far a step is."""
@@ -85,7 +111,7 @@ class LogLines:
             now = self._clock()
             if place != self._place:
                 self._place, self._since = place, now
-            self._progress, self._updated = progress, now
+            self._progress, self._updated, self._several = progress, now, ()
         self.print_if_due()
 
     def print_if_due(self) -> None:
@@ -95,19 +121,17 @@ class LogLines:
             if not self._is_plain or now - self._last_line < SECONDS_BETWEEN_LINES:
                 return
             self._last_line = now
-            progress = self._progress
-            parts, left = [], 0.0
-            if progress is not None:
-                step, unit = (
-                    "" if progress.loss is None else "step ",
-                    f" {progress.unit}" if progress.unit else "",
-                )
-                of = f"{step}{progress.done:,} of {progress.total:,}{unit}"
-                parts = [of if progress.total else f"{progress.done:,}{unit} done", *figures(progress)]
-                left = (progress.seconds_left or 0.0) - (now - self._updated)
-            parts.append(f"{duration(left)} left" if left > 0 else f"{duration(now - self._since)} so far")
+            if self._several:
+                said = [
+                    f"{one.name}, {_said(one.progress, one.since, one.updated, now)}"
+                    for one in self._several[:_MOST_AT_ONCE]
+                ]
+                more = len(self._several) - len(said)
+                what = "; ".join([*said, *([f"and {more} more"] if more else [])])
+            else:
+                what = _said(self._progress, self._since, self._updated, now)
             title = ", ".join(part for part in (self._title, self.estimate()) if part)
-            text = ": ".join(part for part in (title, self._place, ", ".join(parts)) if part)
+            text = ": ".join(part for part in (title, self._place, what) if part)
         print_message(text, console=self._console)
 
     @property
@@ -122,6 +146,21 @@ class LogLines:
                 self.print_if_due()
             except (OSError, ValueError):  # stderr is gone or closed: nobody reads it
                 return
+
+
+def _said(progress: StageProgress | None, since: float, updated: float, now: float) -> str:
+    """Return how far a step is, and the time left or that since it began."""
+    parts, left = [], 0.0
+    if progress is not None:
+        step, unit = (
+            ("" if progress.loss is None else "step "),
+            (f" {progress.unit}" if progress.unit else ""),
+        )
+        of = f"{step}{progress.done:,} of {progress.total:,}{unit}"
+        parts = [of if progress.total else f"{progress.done:,}{unit} done", *figures(progress)]
+        left = (progress.seconds_left or 0.0) - (now - updated)
+    parts.append(f"{duration(left)} left" if left > 0 else f"{duration(now - since)} so far")
+    return ", ".join(parts)
 
 
 @cache

@@ -9,14 +9,14 @@ import typer
 from lingraft.cli.output import print_json, print_result
 from lingraft.errors import ConfigError, did_you_mean
 
-KINDS = ("recipes", "strategies", "models", "suites", "tasks", "measures", "worldbook")
+KINDS = ("recipes", "clusters", "strategies", "models", "suites", "tasks", "measures", "worldbook")
 
 
 def ls(
     kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}; default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """List recipes, strategies, embedded models, suites, tasks, measures and worldbook's parts."""
+    """List recipes, files for clusters, strategies, embedded models, suites, tasks, measures and worldbook's parts."""
     if kind is not None and kind not in KINDS:
         raise ConfigError(f"{kind!r} cannot be listed. {did_you_mean(kind, KINDS)}")
     listed = {name: _names(name) for name in ([kind] if kind else KINDS)}
@@ -34,6 +34,10 @@ def _names(kind: str) -> dict[str, str]:
         from lingraft.config.recipes import recipes
 
         return {name: str(path) for name, path in recipes().items()}
+    if kind == "clusters":
+        from lingraft.config.recipes import cluster_files
+
+        return {name: meaning for name, (_, meaning) in cluster_files().items()}
     if kind == "strategies":
         from lingraft.strategies import REGISTRY
 

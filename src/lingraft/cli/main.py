@@ -22,7 +22,11 @@ def main() -> None:
         code = _run(sys.argv[1:])
     except stopping.Stopped:
         code = stopping.EXIT_OF_SIGNAL  # `end` adds the signal's number
-    sys.exit(stopping.end(code))
+    code = stopping.end(code)
+    from lingraft.cli import launcher
+
+    launcher.end(code)
+    sys.exit(code)
 
 
 def _run(arguments: list[str]) -> int:
@@ -40,10 +44,14 @@ def _run(arguments: list[str]) -> int:
     # What is asked for is the result then.
     asks_for_help = not {"--help", "-h", "--version"}.isdisjoint(arguments)
     try:
-        from lingraft.cli.app import app
+        from lingraft.cli import launcher
+        from lingraft.cli.app import app  # sets what torch reads, which a launcher's processes load
         from lingraft.cli.log_lines import log_lines
 
         with ExitStack() as around:
+            code = launcher.begin(arguments, around, asks_for_help=asks_for_help)
+            if code is not None:
+                return code
             if asks_for_help:
                 around.enter_context(help_on_stdout())
             else:

@@ -236,6 +236,16 @@ def print_result(text: str) -> None:
     print(shown(text), file=_begun_stream(), flush=True)
 
 
+def result_console() -> Console:
+    """Return the console of the result: stdout; what is no terminal is as wide as COLUMNS says, else 80 characters."""
+    from rich.console import Console
+
+    stream = _begun_stream()
+    asked = os.environ.get("COLUMNS", "")
+    width = max(int(asked), _NARROWEST) if asked.isdecimal() else _NO_TERMINAL
+    return Console(file=stream, width=None if stream.isatty() else width)
+
+
 def print_json(value: Any) -> None:
     """Print one JSON object; what steers a terminal is escaped in its strings, and reads back as it was."""
     text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False)

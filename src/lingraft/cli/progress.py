@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,13 @@ from rich.text import Text
 
 from lingraft import stopping
 from lingraft.cli import output
-from lingraft.cli.log_lines import LogLines, duration, figures, log_lines
+from lingraft.cli.log_lines import LogLines, Step, duration, figures, log_lines
 from lingraft.cli.output import print_drawn, print_message, shown, stack_of, standard_error
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
     from lingraft.data.tokenizer_cost import LanguageCost
     from lingraft.strategies.base import FreezePlanRow
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 _LONGEST_BAR, _SHORTEST_BAR = 24, 10
 _SHORTEST_NAME = 8
 _GAP = 2  # between the parts of a line
+_LINES_BESIDE = 3  # the bars of stages, in a terminal
 
 
 def _lines_of(console: Console) -> LogLines:
@@ -94,6 +96,7 @@ class _Bars(Progress):
     """Bars of steps. The time left is estimated over all updates of a step, as they may be minutes apart."""
 
     def __init__(self, console: Console) -> None:
+        self._drawn_on = console  # looked at while the other is made
         super().__init__(
             _Line(console, lambda task: _time_left(task.fields["left"] or task.time_remaining, task.elapsed)),
             console=console,
@@ -103,6 +106,14 @@ class _Bars(Progress):
             get_time=time.monotonic,
             speed_estimate_period=math.inf,
         )
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        """Return as many bars as fit the terminal, and how many more there are."""
+        tasks, room = list(self.tasks), max(2, self._drawn_on.height - _LINES_BESIDE)
+        drawn = tasks if len(tasks) <= room else tasks[: room - 1]
+        yield self.make_tasks_table(drawn)
+        if len(drawn) < len(tasks):
+            yield Text(f"and {len(tasks) - len(drawn)} more")
 
     def add(self, step: str) -> TaskID:
         """Add the bar of a step whose total is not known yet."""
@@ -135,6 +146,8 @@ def _time_left(seconds: float | None, elapsed: float | None) -> str:
 class StudyTime:
     """Estimates how long a study goes on, from the seconds of finished stages of the same kind.
 
+    Several stages at a time are taken to go on being so many, and what reads what is not looked at.
+
     Attributes:
         labels: Of the stages that are to be made; the first word is the kind.
     """
@@ -142,22 +155,27 @@ class StudyTime:
     def __init__(self) -> None:
         self.labels: list[str] = []
         self._seconds: dict[str, list[float]] = {}
-        self._at_work: str | None = None
-        self._since = self._updated = 0.0
-        self._left: float | None = None
+        self._at_work: dict[str, _Ahead] = {}
+        self._at_once = 1
 
     def started(self, label: str) -> None:
         """A stage begins."""
-        self._at_work, self._left, self._since = label, None, time.monotonic()
+        self._at_work[label] = _Ahead(time.monotonic())
+        self._at_once = max(self._at_once, len(self._at_work))
 
-    def progressed(self, seconds_left: float | None) -> None:
-        """The stage at work takes so much longer; None: not known."""
-        self._left, self._updated = seconds_left, time.monotonic()
+    def progressed(self, label: str, seconds_left: float | None) -> None:
+        """A stage at work takes so much longer; None: not known."""
+        if label in self._at_work:
+            self._at_work[label].left, self._at_work[label].updated = seconds_left, time.monotonic()
+
+    def ended(self, label: str) -> None:
+        """A stage is at work no more."""
+        self._at_work.pop(label, None)
 
     def finished(self, label: str, seconds: float) -> None:
         """A stage is finished, now or in an earlier run; it took so long."""
         self._seconds.setdefault(_kind(label), []).append(seconds)
-        self._at_work = None
+        self.ended(label)
         if label in self.labels:
             self.labels.remove(label)
 
@@ -166,12 +184,22 @@ class StudyTime:
         usual = {kind: sum(took) / len(took) for kind, took in self._seconds.items()}
         if not self.labels or any(_kind(label) not in usual for label in self.labels):
             return None
-        left = sum(usual[_kind(label)] for label in self.labels)
-        if self._at_work in self.labels:
-            expected, now = usual[_kind(str(self._at_work))], time.monotonic()
-            own = expected - (now - self._since) if self._left is None else self._left - (now - self._updated)
-            left += max(0.0, own) - expected
-        return left
+        now = time.monotonic()
+        waiting, ends = list(self.labels), []
+        for label, own in self._at_work.items():
+            if label in waiting:
+                waiting.remove(label)
+                left = (
+                    usual[_kind(label)] - (now - own.since)
+                    if own.left is None
+                    else own.left - (now - own.updated)
+                )
+                ends.append(max(0.0, left))
+        ends += [0.0] * (self._at_once - len(ends))
+        heapify(ends)
+        for label in waiting:
+            heappush(ends, heappop(ends) + usual[_kind(label)])
+        return max(ends)
 
     def sentence(self) -> str:
         """Return the time left as a line of progress says it; empty where it is not known."""
@@ -182,12 +210,29 @@ class StudyTime:
         return f"about {duration(whole).removesuffix(' 0 s')} left"
 
 
+@dataclass
+class _Ahead:
+    """A stage at work: since when, and how long it takes as of when; in seconds."""
+
+    since: float
+    left: float | None = None
+    updated: float = 0.0
+
+
 def _kind(label: str) -> str:
     return label.partition(" ")[0]
 
 
+@dataclass
+class _AtWork:
+    """The bar of a stage, and what lines say of it."""
+
+    bar: TaskID
+    step: Step
+
+
 class ProgressWatcher(Watcher):
-    """Draws a bar for the study and one for the stage at work; plain lines where stderr is no terminal.
+    """Draws a bar for the study and one for each stage at work; plain lines where stderr is no terminal.
 
     `name` is the study's.
     """
@@ -200,8 +245,8 @@ class ProgressWatcher(Watcher):
         self._study = Progress(_Line(self._console, lambda _: self._ahead.sentence()), console=self._console)
         self._stages = self._study.add_task("study", total=None, visible=False, unit="stages", figures=())
         self._bars = _Bars(self._console)
-        self._bar: TaskID | None = None
-        self._label = ""
+        self._at_work: dict[str, _AtWork] = {}  # by label
+        self._read = ""  # what is read before the first stage
         self._finished, self._total = 0, 0
         self.said: set[str] = set()  # notes: what holds for every model or cell is printed once
         self._open = ExitStack()
@@ -228,11 +273,13 @@ class ProgressWatcher(Watcher):
 
     def preparing(self, step: str, done: int, total: int) -> None:
         """Move the bar of a data set that is read."""
-        if self._bar is None or step != self._label:
+        if step != self._read or step not in self._at_work:
+            self._end(self._read)
+            self._read = step
             self._begin(step)
-        self.stage_progressed(StageProgress(done, total))
+        self.stage_progressed(StageProgress(done, total, stage=step))
         if total and done == total:
-            self._end()
+            self._end(step)
 
     def tokenizer_costs(self, data: str, costs: Mapping[str, LanguageCost]) -> None:
         """Draw what each language of a data set costs in tokens."""
@@ -254,20 +301,32 @@ class ProgressWatcher(Watcher):
         """Show how many stages there are."""
         self._total = stages
         self._study.update(self._stages, total=stages, visible=True)
-        self._end()
+        self._end(self._read)
         self._say_what_is_kept()
 
     def stage_started(self, label: str) -> None:
-        """Show the stage at work."""
+        """Show a stage at work."""
+        self._end(label)  # an attempt that was lost
         self._ahead.started(label)
         self._begin(label)
 
     def stage_progressed(self, progress: StageProgress) -> None:
-        """Move the stage's bar."""
-        if self._bar is not None:
-            progress = self._bars.move(self._bar, progress)
-        self._ahead.progressed(progress.seconds_left)
-        self._lines.progressed(self._place, progress)
+        """Move a stage's bar."""
+        label = progress.stage or next(reversed(self._at_work), "")
+        own = self._at_work.get(label)
+        if own is not None:
+            progress = self._bars.move(own.bar, progress)
+            own.step.progress, own.step.updated = progress, time.monotonic()
+        self._ahead.progressed(label, progress.seconds_left)
+        if len(self._at_work) > 1:
+            self._say_several()
+        else:
+            self._lines.progressed(self._place(label), progress)
+
+    def stage_ended(self, label: str) -> None:
+        """Take the bar of a stage away."""
+        self._ahead.ended(label)
+        self._end(label)
 
     def stage_finished(self, label: str, seconds: float, reused: bool) -> None:
         """Move the study's bar on."""
@@ -275,7 +334,7 @@ class ProgressWatcher(Watcher):
         self._ahead.finished(label, seconds)
         self._say_what_is_kept()
         self._study.update(self._stages, completed=self._finished)
-        self._end()
+        self._end(label)
         self._print(f"✓ {label}  " + ("(finished before)" if reused else f"{seconds:.0f} s"))
 
     def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
@@ -304,7 +363,6 @@ class ProgressWatcher(Watcher):
 
     def cell_failed(self, label: str, reason: str, error: Exception) -> None:
         """Print a failed cell's reason."""
-        self._end()
         self._print(f"✗ {label} failed: {reason}", style="red")
         stack = stack_of(error)
         if stack is not None:
@@ -316,24 +374,39 @@ class ProgressWatcher(Watcher):
         )  # else nobody knows
         stopping.keeps(f"{count} stages are finished; {stopping.GOES_ON}")
 
-    @property
-    def _place(self) -> str:
+    def _place(self, label: str) -> str:
         """The stage at work and its number; before the first one, what is read."""
-        return f"stage {self._finished + 1} of {self._total}, {self._label}" if self._total else self._label
+        return f"stage {self._finished + 1} of {self._total}, {label}" if self._total else label
 
     def _begin(self, label: str) -> None:
-        self._end()
-        self._label = label
-        self._bar = self._bars.add(label)
-        self._lines.at(self._place)
+        self._at_work[label] = _AtWork(self._bars.add(label), Step(label, time.monotonic()))
+        self._say_where()
         if not self._console.is_terminal:
             self._print(f"  {label} ...")
 
-    def _end(self) -> None:
-        if self._bar is not None:
-            self._bars.remove_task(self._bar)
-            self._bar = None
-        self._lines.at(f"{self._finished} of {self._total} stages are done" if self._total else "preparing")
+    def _end(self, label: str) -> None:
+        if (own := self._at_work.pop(label, None)) is not None:
+            self._bars.remove_task(own.bar)
+        self._say_where()
+
+    def _say_where(self) -> None:
+        """Let lines of progress say what is at work now."""
+        if len(self._at_work) > 1:
+            self._say_several()
+        elif self._at_work:
+            (own,) = self._at_work.values()
+            self._lines.at(self._place(own.step.name))
+            if own.step.progress is not None:
+                self._lines.progressed(self._place(own.step.name), own.step.progress)
+        else:
+            self._lines.at(
+                f"{self._finished} of {self._total} stages are done" if self._total else "preparing"
+            )
+
+    def _say_several(self) -> None:
+        first, last = self._finished + 1, self._finished + len(self._at_work)
+        numbers = f"stages {first} {'and' if last == first + 1 else 'to'} {last} of {self._total}"
+        self._lines.at_several(numbers, [own.step for own in self._at_work.values()])
 
     def _print(self, text: str, style: str | None = None) -> None:
         print_message(text, style, self._console)

@@ -20,6 +20,7 @@ from lingraft.cli.output import (
     shown_message,
 )
 from lingraft.cli.study_table import print_study
+from lingraft.config.engines import RETRIES, check_engines
 from lingraft.config.processes import check_processes
 from lingraft.errors import EXIT_ANSWER_IS_NO, ConfigError, DiskError
 
@@ -77,8 +78,35 @@ def run(
         typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, such as training.epochs=2."),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of all runs; this one's is RUNS/<name>.")] = Path("runs"),
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Make so many stages at a time, each in a process of this machine with its share of the GPUs. "
+            "Default: one after the other.",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Make the stages as tasks of Ray (extra `ray`): `local` on this machine, `auto` on the cluster that "
+            "it is a node of, or HOST:PORT.",
+        ),
+    ] = None,
+    retries: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="How often a stage is made again whose process or node died, or that lost a connection.",
+        ),
+    ] = RETRIES,
     processes: ProcessesOption = None,
     sharded: ShardedOption = False,
+    nodes: Annotated[
+        int,
+        typer.Option(min=1, help="Machines that the --processes of a training are on, alike many on each."),
+    ] = 1,
     wide: Annotated[
         bool,
         typer.Option("--wide", help="Print every column of the table, not only those that fit the terminal."),
@@ -95,7 +123,8 @@ def run(
     if wide and json:
         raise ConfigError("--wide: goes without --json, which has everything; leave one of the two out.")
     # Wrong input is reported before anything heavy is imported.
-    check_processes(processes, sharded=sharded)
+    check_processes(processes, sharded=sharded, nodes=nodes)
+    check_engines(workers, ray, retries, nodes)
     loaded = load_study(study, overrides or (), Path())
 
     from lingraft.cli.log_lines import log_lines
@@ -116,7 +145,10 @@ def run(
                 loaded,
                 runs=runs,
                 watcher=watcher,
-                processes=Processes.of(processes, sharded=sharded),
+                processes=Processes.of(processes, sharded=sharded, nodes=nodes),
+                workers=workers,
+                ray=ray,
+                retries=retries,
                 on_result=page.show,
                 command=["lingraft", *sys.argv[1:]],
             )

@@ -17,13 +17,17 @@ from lingraft.cli.output import (
     shown_lines,
 )
 from lingraft.cli.plan import plan
+from lingraft.cli.show_run import show_run
 from lingraft.errors import ConfigError
 
 if TYPE_CHECKING:
     from lingraft.data.summary import DataSummary
 
-app = typer.Typer(help="Show a study, its plan, a data set or what models answered.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show a study, its plan, a run, a data set or what models answered.", no_args_is_help=True
+)
 app.command("plan")(plan)  # under the name by which it is looked for beside the others
+app.command("run")(show_run)
 
 
 @app.command("study")

@@ -1,7 +1,7 @@
-"""The study files that come with lingraft: where they lie, and which there are.
+"""The study files that come with lingraft, and what submits them to clusters: where they lie, and which there are.
 
-`lingraft copy` and `lingraft ls recipes` stand on this module. An installed wheel carries the recipes
-inside the package; a checkout (also an editable install) has them in `recipes/` beside `src/`.
+`lingraft copy`, `lingraft ls recipes` and `lingraft ls clusters` stand on this module. An installed wheel carries
+them inside the package; a checkout (also an editable install) has them in `recipes/` beside `src/`.
 """
 
 from __future__ import annotations
@@ -32,14 +32,29 @@ def recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
 
 
+def cluster_files() -> dict[str, tuple[Path, str]]:
+    """Return what hands a study to a cluster: by the file's whole name, its path and a sentence on what it is."""
+    meanings = {
+        "slurm_ray.sh": "SLURM: a study on several nodes, its stages shared out by Ray",
+        "slurm_torchrun.sh": "SLURM: a study whose trainings take all cards of several nodes, by torchrun",
+        "kuberay_job.yaml": "Kubernetes: a cluster of Ray for one study, by KubeRay",
+        "skypilot.yaml": "spot machines of a cloud, by SkyPilot",
+    }
+    return {name: (recipe_folder() / "clusters" / name, meaning) for name, meaning in meanings.items()}
+
+
 def recipe(name: str) -> Path:
-    """Return the study file of the recipe `name`; `quickstart` and `quickstart.yaml` both name it.
+    """Return the study file of the recipe `name`, or a file for clusters by its whole name.
+
+    `quickstart` and `quickstart.yaml` both name the recipe.
 
     Raises:
         ConfigError: There is no such recipe; the message names the closest one.
     """
-    known = recipes()
+    known, clusters = recipes(), cluster_files()
+    if name in clusters:
+        return clusters[name][0]
     stem = name.removesuffix(".yaml")
     if stem not in known:
-        raise ConfigError(f"{name!r} is not a recipe of lingraft. {did_you_mean(stem, known)}")
+        raise ConfigError(f"{name!r} is not a recipe of lingraft. {did_you_mean(name, [*known, *clusters])}")
     return known[stem]

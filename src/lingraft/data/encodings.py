@@ -5,7 +5,8 @@
                                    handled.json             what the others were treated by; see `WholeBatch`
                                    hashes.json              of the files above
 
-A folder appears whole, by one rename, and never changes. It may be deleted whenever no training reads it, and is made
+A folder appears whole, by one rename, and never changes: of several processes that want it one makes it, by a claim
+(CACHE/claims/encoded-<fingerprint>), and the others wait. It may be deleted whenever no training reads it, and is made
 again where it is missing or damaged. A study deletes all when its run is over; an interrupted one finds them again.
 """
 
@@ -13,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.data.chat import EncodedData, encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.encoded import FORMAT, INDEX_FILE, ROWS_FILE, EncodedTable
@@ -92,35 +93,42 @@ def encode_once(
     # Damaged when the machine went down, or since.
     with suppress(DataError, OSError, ValueError, TypeError):
         return _read(folder, len(examples))
-    if folder.exists():
-        noted(f"{folder}: is damaged; its rows are encoded again.")
-    remove(folder)
-    own = place / f".{folder.name}-{os.getpid()}"
-    try:
-        made = encode_examples(
-            examples,
-            tokenizer,
-            max_length,
-            folder=own,
-            max_refused_share=max_refused_share,
-            on_progress=on_progress,
-        )
-        with (own / _DROPPED).open("w", encoding="utf-8") as file:
-            file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
-        write_json_atomically(own / _HANDLED, made.handled)
-        write_kept(own / _HASHES, {name: hash_file(own / name) for name in _FILES})
-        own.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process was quicker
-            raise
-    finally:
-        shutil.rmtree(own, ignore_errors=True)
-    return _read(folder, len(examples))
+    with claim(cache / CLAIMS / f"{_FOLDER}-{folder.name}", patience=None) as held:
+        with suppress(DataError, OSError, ValueError, TypeError):
+            return _read(folder, len(examples))  # another process has made it meanwhile
+        if folder.exists():
+            noted(f"{folder}: is damaged; its rows are encoded again.")
+        remove(folder)
+        for left in place.glob(f".{folder.name}-*"):
+            remove(left)  # of those who had the claim before: were they only stopped, they cannot go on here
+        own = place / f".{folder.name}-{held.number}"
+        try:
+            made = encode_examples(
+                examples,
+                tokenizer,
+                max_length,
+                folder=own,
+                max_refused_share=max_refused_share,
+                on_progress=on_progress,
+            )
+            with (own / _DROPPED).open("w", encoding="utf-8") as file:
+                file.writelines(f"{json.dumps(row.to_json())}\n" for row in made.dropped)
+            write_json_atomically(own / _HANDLED, made.handled)
+            write_kept(own / _HASHES, {name: hash_file(own / name) for name in _FILES})
+            own.rename(folder)
+        except OSError:
+            if not folder.exists():  # else this process has lost its claim, and another one was quicker
+                raise
+        finally:
+            shutil.rmtree(own, ignore_errors=True)
+        return _read(folder, len(examples))
 
 
 def discard_encodings(cache: Path) -> None:
     """Delete all encodings of a cache; nothing may be reading them."""
     shutil.rmtree(cache / _FOLDER, ignore_errors=True)
+    for held in (cache / CLAIMS).glob(f"{_FOLDER}-*"):
+        shutil.rmtree(held, ignore_errors=True)
 
 
 def _read(folder: Path, rows: int) -> EncodedData:

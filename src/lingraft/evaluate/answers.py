@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lingraft.append_log import AppendLog
+from lingraft.claims import Claim
 from lingraft.records import fingerprint_of
 
 if TYPE_CHECKING:
@@ -19,13 +20,16 @@ class AnswerLog:
 
     Args:
         path: A log (see `AppendLog`); None: the answers are kept in memory alone.
+        claim: Of the log, where other processes may want it; see there.
 
     Attributes:
         damage: What of the log was damaged, in one sentence; None: nothing.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._log = None if path is None else AppendLog(path, lambda row: (str(row["asked"]), row["answer"]))
+    def __init__(self, path: Path | None = None, claim: Claim | None = None) -> None:
+        self._log = (
+            None if path is None else AppendLog(path, lambda row: (str(row["asked"]), row["answer"]), claim)
+        )
         self._found: dict[str, Any] = dict(self._log.rows) if self._log else {}
         self.damage = None if self._log is None else self._log.damage
 
@@ -41,6 +45,11 @@ class AnswerLog:
         if self._log is not None:
             self._log.append({"asked": key, "answer": answer} for key, answer in new.items())
         self._found.update(new)
+
+    def remove(self) -> None:
+        """Remove the file, when the answers are kept elsewhere."""
+        if self._log is not None:
+            self._log.path.unlink(missing_ok=True)
 
 
 def request_keys(requests: Sequence[Instance], repeat: int) -> list[str]:

@@ -86,7 +86,7 @@ def evaluate_model(
     precision: str | None = None,
     skip_missing: bool = False,
     trust_remote_code: bool = False,
-    log: Path | None = None,
+    answers: AnswerLog | None = None,
     verdicts: Path | None = None,
     resolved: Mapping[str, Any] | None = None,
     answering: Answering | None = None,
@@ -109,8 +109,8 @@ def evaluate_model(
         skip_missing: Leave out tasks whose data (or a service that they need) cannot be had here, and those whose
             answers do not fit into the model, perhaps all.
         trust_remote_code: Run the Python code that YAML tasks name.
-        log: A file that answers of this model are kept in as they come, so that the same evaluation goes on from
-            them after an interruption; None: they are not kept.
+        answers: Of this model, kept as they come, so that the same evaluation goes on from them after an interruption;
+            None: they are not kept.
         verdicts: A file that a judge's verdicts are kept in, for any number of models; None: they are not kept.
         resolved: The identity of the manifest that the evaluation is known by; its tasks must still be the same.
         answering: Who answers; None: the model itself, in this process. Else the model may be without weights.
@@ -175,7 +175,7 @@ def evaluate_model(
         evaluation,
         languages,
         manifest,
-        AnswerLog(log),
+        answers or AnswerLog(),
         answering,
         server,
         on_progress,

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lingraft.append_log import AppendLog, ForeignLineError, only_process, salvage
-from lingraft.errors import EvaluationError
+from lingraft.append_log import AppendLog, ForeignLineError, salvage
+from lingraft.claims import Claim, claim
+from lingraft.errors import ClaimedError, EvaluationError
 from lingraft.judge.budget import Tokens
 from lingraft.records import remove
 
@@ -58,11 +59,16 @@ class VerdictCache:
     Answers of an earlier run that name no output are no verdicts: their questions are asked again, since another try
     may name one, and what they took is remembered, as is what requests took that were lost.
 
+    Args:
+        path: The log.
+        claim: Of the log; None: nobody else wants it.
+
     Raises:
         EvaluationError: The file is another kind of file, or holds a line that is no verdict.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, claim: Claim | None = None) -> None:
+        self._claim = claim
         self._found: dict[str, Verdict] = {}
         self._paid: dict[str, list[Verdict]] = {}
 
@@ -90,49 +96,62 @@ class VerdictCache:
 
     def append_lost(self, key: str, tokens: Tokens) -> None:
         """Keep what a request may have cost that was not answered."""
-        lost = Verdict(None, False, "", "", tokens.read, tokens.written)
-        self._log.append([{"verdict": key, **asdict(lost)}])
+        self._write(key, Verdict(None, False, "", "", tokens.read, tokens.written))
 
     def append(self, key: str, verdict: Verdict) -> None:
         """Keep a verdict; it is on disk when this returns."""
-        self._log.append([{"verdict": key, **asdict(verdict)}])
+        self._write(key, verdict)
         self._found[key] = verdict
+
+    def _write(self, key: str, verdict: Verdict) -> None:
+        if self._claim is not None:  # one file serves all, whoever pays: what a loser writes could spoil it
+            self._claim.check()
+        self._log.append([{"verdict": key, **asdict(verdict)}])
 
 
 @contextmanager
 def open_cache(path: Path) -> Iterator[VerdictCache]:
-    """Open a cache, made where it is missing, and keep other processes from asking the same meanwhile.
+    """Open a cache, made where it is missing, and hold it: who else wants it waits, and then finds these verdicts.
+
+    So no question is paid for twice, and no more requests are under way than one judge is asked for at a time.
 
     Raises:
-        EvaluationError: Another process has it open, it cannot be written, or it is another kind of file.
+        EvaluationError: It cannot be written, or it is another kind of file.
     """
     if not path.parent.is_dir() or path.is_dir():
         raise EvaluationError(
             f"{path}: verdicts are kept in a file, in a folder that exists (`lingraft judge` takes one with --cache)."
         )
-    busy = EvaluationError(f"{path}: another lingraft is judging into it; wait for it.")
-    lock = only_process(path.with_name(f"{path.name}.lock"), busy)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock)
+            held = stack.enter_context(claim(_claims(path), patience=None))
         except OSError as error:
             raise EvaluationError(
                 f"{path}: cannot be written ({error.strerror}); check its permissions, or keep the results elsewhere."
             ) from None
-        yield VerdictCache(path)
+        yield VerdictCache(path, held)
 
 
 def mend_cache(path: Path) -> str | None:
     """Make a run's own cache one that can be opened, and say in a sentence what was wrong; None: nothing.
 
-    A file of the user's is refused instead (see `VerdictCache`): it may be another kind of file.
+    A file of the user's is refused instead (see `VerdictCache`): it may be another kind of file. One that another
+    process judges into is left as it is: that one has mended it.
     """
-    if path.is_symlink() or path.is_dir():
-        remove(path)
-        return f"{path}: was no file; verdicts are asked for again."
     try:
-        VerdictCache(path)
-    except EvaluationError:
-        removed = salvage(path, _parse, _BEGINS)
-        return f"{path}: {removed} damaged lines are left out; these verdicts are asked for again."
+        with claim(_claims(path)):
+            if path.is_symlink() or path.is_dir():
+                remove(path)
+                return f"{path}: was no file; verdicts are asked for again."
+            try:
+                VerdictCache(path)
+            except EvaluationError:
+                removed = salvage(path, _parse, _BEGINS)
+                return f"{path}: {removed} damaged lines are left out; these verdicts are asked for again."
+    except ClaimedError:
+        pass
     return None
+
+
+def _claims(path: Path) -> Path:
+    return path.with_name(f".{path.name}.claims")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.errors import ModelError, did_you_mean
-from lingraft.records import cache_folder, hash_file
+from lingraft.records import cache_folder, hash_file, remove
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,19 +94,29 @@ def packed_file(name: str) -> Path:
 
 
 def _unpack(packed: Path, folder: Path) -> None:
-    """Convert into a folder beside the final one and rename it, so that a reader never sees half of it."""
+    """Convert into a folder beside the final one and rename it, so that a reader never sees half of it.
+
+    Of several processes one converts, and the others wait.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        _convert(packed).save_pretrained(temporary)
-        _tokenizer(packed).save_pretrained(temporary)
-        temporary.chmod(0o755)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():  # else another process was faster, and its folder is as good
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with claim(cache_folder() / CLAIMS / folder.name, patience=None) as held:
+        if folder.is_dir():
+            return
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            remove(left)  # of a process that was killed, or has lost its claim
+        temporary = folder.with_name(f".{folder.name}.{held.number}")
+        try:
+            temporary.mkdir()
+            _convert(packed).save_pretrained(temporary)
+            _tokenizer(packed).save_pretrained(temporary)
+            temporary.rename(folder)
+        except OSError:
+            if (
+                not folder.is_dir()
+            ):  # else this process has lost its claim, and the other one's folder is as good
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _convert(packed: Path) -> PreTrainedModel:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from lingraft.append_log import AppendLog, only_process
-from lingraft.errors import LingraftError
+from lingraft.append_log import AppendLog
+from lingraft.claims import Claim
 from lingraft.models.generation import Generated
 
 
 class GenerationLog:
     """Continuations by number, in a log (see `AppendLog`).
 
+    Args:
+        path: The file.
+        claim: Of the log, where other processes may want it; see there.
+
     Attributes:
         damage: What of the log was damaged, in one sentence; None: nothing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._log = AppendLog(path, lambda row: (int(row.pop("number")), Generated(**row)))
+    def __init__(self, path: Path, claim: Claim | None = None) -> None:
+        self._log = AppendLog(path, lambda row: (int(row.pop("number")), Generated(**row)), claim)
         self._found: dict[int, Generated] = dict(self._log.rows)
         self.damage = self._log.damage
 
@@ -35,16 +38,3 @@ class GenerationLog:
         new = {number: rows[number] for number in sorted(rows) if number not in self._found}
         self._log.append({"number": number, **asdict(one)} for number, one in new.items())
         self._found.update(new)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a folder of logs and keep other processes out of it meanwhile.
-
-    Raises:
-        LingraftError: Another process is at work in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    busy = LingraftError(f"{folder}: another lingraft is generating into it; wait for it.")
-    with only_process(folder / ".lock", busy):
-        yield

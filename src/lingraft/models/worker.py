@@ -5,11 +5,8 @@ It loads the model that it is sent first, then answers one batch after the other
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-import threading
-import time
 from multiprocessing.connection import Connection
 
 import torch
@@ -19,19 +16,11 @@ from lingraft.errors import LingraftError
 from lingraft.models.answering import Held
 from lingraft.models.workers import Answered, Failed, Noted, OutOfMemory, Ready
 
-_SECONDS_BETWEEN_LOOKS = 1.0
-
 
 def main() -> None:
     """Answer until there is nobody to answer to."""
     descriptor, launcher = (int(one) for one in sys.argv[1:])
-
-    def end_with_the_launcher() -> None:  # which cannot send word when it is killed
-        while os.getppid() == launcher:
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_launcher, daemon=True).start()
+    stopping.end_with(launcher)
     # Who signals a whole group means the launcher, which alone decides that nothing is answered any more.
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)

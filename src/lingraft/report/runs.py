@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from lingraft.claims import CLAIMS, owner_of
 from lingraft.config.load import load_study
 from lingraft.config.named import all_named, named
 from lingraft.config.paths import check_may_read, user_path
@@ -30,8 +30,8 @@ from lingraft.report.tables import models_of
 from lingraft.stage_record import FORMAT, RECORD, read_record
 from lingraft.study.made import Invocation, invocations, without_secrets
 from lingraft.study.result import RESULT, STUDY, FailedCell, StudyResult
+from lingraft.study.store import RUN
 
-LOCK: Final = ".lock"
 MANIFEST: Final = "manifest.json"  # of an evaluation; its stage's own module brings torch
 _RECORDS_LOOKED_AT = 20  # of a run's stages, all of which one version made
 _NAMED = 3  # tasks in a sentence
@@ -241,14 +241,7 @@ def _is_there(folder: Path, place: str) -> bool:
 
 def is_at_work(folder: Path) -> bool:
     """Return whether a lingraft holds the run folder; what it does is not disturbed."""
-    try:
-        with (folder / LOCK).open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:  # there is none, or nobody may read it
-        return False
-    return False
+    return owner_of(folder / CLAIMS / RUN) is not None
 
 
 def _between(runs: Sequence[Run]) -> Iterator[str]:

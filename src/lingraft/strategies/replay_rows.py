@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.config.schema import Backend
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
@@ -35,13 +36,13 @@ from lingraft.models.generation import (
     answer_ending,
     planned_batches,
 )
-from lingraft.models.generation_log import GenerationLog, locked
+from lingraft.models.generation_log import GenerationLog
 from lingraft.models.loading import load_tokenizer, model_content_hash
 from lingraft.models.same_model import check_same_model
 from lingraft.models.server import ServerGenerator
 from lingraft.models.server_engine import engine_of
 from lingraft.models.workers import answered_by
-from lingraft.records import canonical_json, fingerprint_of, write_json_atomically
+from lingraft.records import canonical_json, fingerprint_of, remove_temporaries, write_json_atomically
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -151,9 +152,12 @@ def make_replay(
         "libraries": {library: version(library) for library in _LIBRARIES},
     }
     work = cache / f"replay-{fingerprint_of(decides)}"
-    with locked(work):
+    work.mkdir(parents=True, exist_ok=True)
+    # Several stages may want the same rows: those that come later wait, and read them.
+    with claim(cache / CLAIMS / work.name, patience=None) as held:
+        remove_temporaries(work)
         write_json_atomically(work / "settings.json", decides)
-        logs = GenerationLog(work / "prompts.jsonl"), GenerationLog(work / "answers.jsonl")
+        logs = GenerationLog(work / "prompts.jsonl", held), GenerationLog(work / "answers.jsonl", held)
         for log in logs:
             if log.damage is not None:
                 noted(log.damage)

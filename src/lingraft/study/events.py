@@ -31,7 +31,10 @@ class Watcher(StageWatcher):
         """`stages` stages will be reported as finished, unless some fail."""
 
     def stage_started(self, label: str) -> None:
-        """A stage begins to work."""
+        """A stage begins to work, or to be made anew after an attempt that was lost; others may be at work."""
+
+    def stage_ended(self, label: str) -> None:
+        """A stage is at work no more; `stage_finished` follows where it is done."""
 
     def stage_finished(self, label: str, seconds: float, reused: bool) -> None:
         """A stage is finished, or was finished before (`reused`)."""

@@ -1,21 +1,31 @@
-"""Make the stages of a plan, each once, and report what happens."""
+"""Make the stages of a plan, each once, and report what happens.
+
+One loop for all engines: what may begin is submitted, what is settled is read from the store, reported and discarded.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
-
-import torch
 
 from lingraft import stopping
 from lingraft.errors import LingraftError, disk_error
-from lingraft.stage import FinishedStage, Shelf, StageSpec, StageWatcher, Work, Workplace
+from lingraft.stage import FinishedStage, Shelf, StageSpec, Work
+from lingraft.study.engines import Engine, Settled
+from lingraft.study.event_log import EventFollower
 from lingraft.study.events import Watcher
+from lingraft.study.failures import record_failure
 from lingraft.study.plan import Plan, consumers_of
+from lingraft.study.schedule import Node, Share, cards_for, estimated_seconds, order, share_of
+from lingraft.study.stage_worker import may_pass, work_on
 from lingraft.study.store import Store
-from lingraft.study.under_way import Heard, UnderWayFile
-from lingraft.train.memory import give_back
+from lingraft.study.under_way import LOSSES, Heard, StageAtWork, UnderWayFile
+
+_SECONDS_BETWEEN_LOOKS = 0.2  # at what other processes say of their stages
 
 
 class Executor:
@@ -45,6 +55,13 @@ class Executor:
         self._reported: set[str] = set()
         self._over: set[str] = set()  # finished, or wanted by nothing
         self._on_disk: dict[str, StageSpec] = {}  # those with artefacts that may be discarded
+        self._at_work: dict[str, StageSpec] = {}
+        self._follower: EventFollower | None = None  # of what other processes make
+        self._retries: Counter[str] = Counter()
+        self._answers: dict[str, bool] = {}  # by fingerprint, whether a stage may take several cards or one
+        self._unmakeable: dict[
+            str, Exception
+        ] = {}  # of those that are done, why discarded artefacts stay away
         self._looked: Plan | None = None
 
     def look(self, plan: Plan) -> None:
@@ -58,14 +75,21 @@ class Executor:
                     self._on_disk[stage.fingerprint] = stage
         self._looked = plan
 
-    def run(self, plan: Plan) -> Iterator[StageSpec]:
-        """Make the stages of a plan in its order, and yield each when it is done or has failed.
+    def run(self, plan: Plan, engine: Engine | None = None, *, retries: int = 0) -> Iterator[StageSpec]:
+        """Make the stages of a plan, and yield each when it is done or has failed.
 
-        An artefact is discarded when the last stage that reads it is done, unless the plan keeps it; that of a stage
-        which has failed stays, for the next run. What is discarded already is made again where a stage needs it.
+        One process makes them in the plan's order, several those first that most depends on. An artefact is discarded
+        when no stage of the plan reads it any more, unless the plan keeps it; that of a stage which has failed stays,
+        for the next run. What is discarded already is made again where a stage needs it.
+
+        Args:
+            plan: The plan.
+            engine: Makes them, and has begun; None: this process does.
+            retries: How often a stage is made again that failed by something that may pass.
 
         Raises:
             DiskError: The disk is full, or the like: every later stage would fail by it as well.
+            Stopped: A signal asked for it; what was at work is saved.
         """
         consumers = consumers_of(plan.stages)
         if self._looked is not plan:
@@ -81,31 +105,29 @@ class Executor:
             self._said.not_needed([one.folder_name for one in plan.stages if one.fingerprint in unwanted])
         self._watcher.stages_ahead([one.name for one in plan.stages if one.fingerprint not in self._over])
         self._watcher.study_started(len(plan.stages) - len(unwanted))
-        for number, stage in enumerate(plan.stages, start=1):
-            found = self.store.find(stage)
-            error = next((e for one in stage.parents if (e := self.failed.get(one.fingerprint))), None)
-            try:
-                if error is not None and found is None:
-                    raise error
-                if stage.fingerprint not in unwanted:
-                    needed = self._is_needed(stage, consumers)
-                    self.done[stage.fingerprint] = self.make(stage, with_artefacts=needed)
-                self._over.add(stage.fingerprint)
-            except Exception as failure:  # whatever else it is, the other stages go on
-                stopping.check()  # a library made an error of a stop
-                if (full := disk_error(failure, self.store.folder)) is not None:
-                    raise full from failure
-                if found is None:
-                    self.failed[stage.fingerprint] = failure
-                    if self._said is not None:
-                        self._said.failed(stage.folder_name, failure)
-                else:  # its artefacts cannot be made again: what needs them fails
-                    self.done[stage.fingerprint] = found
-            for fingerprint, own in list(self._on_disk.items()):
-                if fingerprint not in plan.kept and not self._is_needed(own, consumers):
-                    self.store.discard(self._on_disk.pop(fingerprint))
-            self._shelf.clear_but([one.holds for one in plan.stages[number:] if one.holds is not None])
-            yield stage
+        in_order: Sequence[StageSpec] = plan.stages
+        if engine is None:
+            engine = InThisProcess(self)
+        else:
+            seconds = {fingerprint: one.seconds for fingerprint, one in self.done.items()}
+            in_order = order(plan.stages, estimated_seconds(plan.stages, seconds))
+            self._follower = EventFollower(self.store.folder, self._watcher, self._said)
+        waiting = {stage.fingerprint: stage for stage in in_order}
+        settled: list[StageSpec] = []
+        while True:
+            settled += self._begin(engine, waiting, consumers)
+            self._tidy(plan, waiting, consumers)
+            yield from settled  # while others are at work: who sums up takes seconds
+            settled = []
+            if not waiting:
+                return
+            ended: list[Settled] = []
+            while self._at_work and not (ended := engine.wait(_SECONDS_BETWEEN_LOOKS)):
+                if self._follower is not None:
+                    self._follower.read()
+            for one in ended:
+                if self._settle(one, retries):
+                    settled.append(waiting.pop(one.stage.fingerprint))
 
     def make(self, stage: StageSpec, *, with_artefacts: bool = False) -> FinishedStage:
         """Return the stage finished: found, or made now after those whose artefacts it reads.
@@ -123,23 +145,11 @@ class Executor:
             nonlocal worked
             worked = True
             self._watcher.stage_started(stage.name)
-            watcher: StageWatcher = self._watcher
+            at_work = StageAtWork(stage.folder_name, time.time(), label=stage.name)
+            watcher = Heard(self._watcher, at_work, self._said, folder / LOSSES)
+            done = work_on(stage, folder, self.store, watcher, self._shelf)
             if self._said is not None:
-                self._said.started(folder)
-                watcher = Heard(watcher, self._said)
-            place = Workplace(folder, self.store.cache, watcher, self.store.folder_of, self._shelf)
-            done = stage.work(place)
-            place.check_given()
-            for parent in stage.parents:
-                if self.store.find(parent, with_artefacts=True) is None:
-                    raise LingraftError(
-                        f"{self.store.folder_of(parent)}: was changed while {stage.name} read it; run the same command "
-                        "again."
-                    )
-            give_back()  # a model per stage: what cycles keep alive would add up
-            torch.cuda.empty_cache()  # the next stage may be other processes' work on the same accelerator
-            if self._said is not None:
-                self._said.worked()
+                self._said.worked(stage.folder_name)
             return done
 
         if self.store.find(stage, with_artefacts=with_artefacts) is None:
@@ -147,7 +157,13 @@ class Executor:
                 self.make(parent, with_artefacts=True)
         done = self.store.run(stage, watched, with_artefacts=with_artefacts)
         if worked and self._said is not None:
-            self._said.finished()
+            self._said.finished(stage.folder_name)
+        self._report(stage, done, worked=worked)
+        return done
+
+    def _report(self, stage: StageSpec, done: FinishedStage, *, worked: bool) -> None:
+        """Keep a stage that is done, and say so once."""
+        self.done[stage.fingerprint] = done
         if stage.is_discardable and self.store.find(stage, with_artefacts=True) is not None:
             self._on_disk[stage.fingerprint] = stage
         if worked or done.fingerprint not in self._reported:
@@ -159,16 +175,141 @@ class Executor:
                 f"measured then ({', '.join(done.timing['remade_otherwise'])}): other threads, device or processes. "
                 "For exact figures run the study anew in another folder, or with `keep: all`."
             )
-        return done
 
     def is_settled(self, stage: StageSpec) -> bool:
         """Return whether a stage is done or has failed."""
         return stage.fingerprint in self.done or stage.fingerprint in self.failed
 
-    def _is_needed(self, stage: StageSpec, consumers: dict[str, list[StageSpec]]) -> bool:
+    def _begin(
+        self, engine: Engine, waiting: dict[str, StageSpec], consumers: Mapping[str, Sequence[StageSpec]]
+    ) -> list[StageSpec]:
+        """Submit what can begin, as long as there is room, and return what needs no work or cannot be made."""
+        settled = []
+        for stage in list(waiting.values()):
+            if engine.room == 0:
+                break
+            if stage.fingerprint in self._at_work:
+                continue
+            try:
+                if self._is_over(stage, consumers):
+                    if stage.fingerprint in self.done:
+                        self.make(stage)
+                    settled.append(waiting.pop(stage.fingerprint))
+                elif self._can_begin(stage, waiting):
+                    if self._follower is not None:
+                        self._follower.begin(stage)
+                    needed = self._is_needed(stage, consumers)
+                    share = share_on(engine, stage, self._answering_ahead(waiting))
+                    engine.submit(stage, share, with_artefacts=needed)
+                    self._at_work[stage.fingerprint] = stage
+            except Exception as error:  # of what it reads; whatever it is, the other stages go on
+                settled.append(waiting.pop(stage.fingerprint))
+                self._fail(stage, error)
+        return settled
+
+    def _answering_ahead(self, waiting: Mapping[str, StageSpec]) -> int:
+        """Return how many stages that are not done may take several cards or one."""
+        if self._follower is None:
+            return 1
+        for fingerprint, stage in waiting.items():
+            if fingerprint not in self._answers:
+                self._answers[fingerprint] = stage.needs.most_processes > stage.needs.processes
+        return sum(self._answers[one] for one in waiting)
+
+    def _settle(self, attempt: Settled, retries: int) -> bool:
+        """Take over how an attempt ended, and return whether its stage is done or has failed: else it is made again."""
+        stage = self._at_work.pop(attempt.stage.fingerprint)
+        if self._follower is not None:
+            self._follower.end(stage)
+        error = attempt.error
+        try:
+            if error is None and self._follower is not None:
+                self._report(stage, self.store.take_over(stage), worked=True)
+        except LingraftError as missing:
+            error = missing
+        if error is None:
+            self._over.add(stage.fingerprint)
+            return True
+        is_made_again = attempt.may_pass and self._retries[stage.fingerprint] < retries
+        record_failure(
+            self.store.folder, stage.folder_name, error, where=attempt.where, is_made_again=is_made_again
+        )
+        if not is_made_again:
+            self._fail(stage, error)
+            return True
+        self._retries[stage.fingerprint] += 1
+        self._watcher.noted(
+            f"{stage.name}: {str(error).rstrip('.')}; it is made again (retry {self._retries[stage.fingerprint]} of "
+            f"{retries})."
+        )
+        return False
+
+    def _is_over(self, stage: StageSpec, consumers: Mapping[str, Sequence[StageSpec]]) -> bool:
+        """Return whether nothing is to be made of a stage; one that was damaged meanwhile is to be made."""
+        fingerprint = stage.fingerprint
+        if fingerprint in self.done and self.store.find(stage) is None:
+            self._over.discard(fingerprint)
+            del self.done[fingerprint]
+        if fingerprint not in self._over:
+            return False
+        return (
+            fingerprint not in self.done  # wanted by nothing
+            or not self._is_needed(stage, consumers)
+            or self.store.find(stage, with_artefacts=True) is not None
+        )
+
+    def _can_begin(self, stage: StageSpec, waiting: dict[str, StageSpec]) -> bool:
+        """Return whether all that a stage reads is there; what is not, and nobody will make, is added to `waiting`.
+
+        Raises:
+            Exception: What the stage reads cannot be made.
+        """
+        for parent in stage.parents:
+            error = self.failed.get(parent.fingerprint) or self._unmakeable.get(parent.fingerprint)
+            if error is not None:
+                raise error
+        can = True
+        for parent in stage.parents:
+            if parent.fingerprint in waiting:
+                can = False
+            elif self.store.find(parent, with_artefacts=True) is None:  # it was removed or damaged meanwhile
+                if parent.fingerprint not in self.done:
+                    self._over.discard(parent.fingerprint)
+                waiting[parent.fingerprint] = parent
+                can = False
+        return can
+
+    def _fail(self, stage: StageSpec, error: Exception) -> None:
+        """Keep why a stage is not made.
+
+        Raises:
+            DiskError, Stopped: The error is one of these: nothing goes on.
+        """
+        self._watcher.stage_ended(stage.name)
+        stopping.check()  # a library made an error of a stop
+        if (full := disk_error(error, self.store.folder)) is not None:
+            raise full from error
+        if stage.fingerprint in self.done:  # its artefacts cannot be made again: what needs them fails
+            self._unmakeable[stage.fingerprint] = error
+            return
+        self.failed[stage.fingerprint] = error
+        if self._said is not None:
+            self._said.failed(stage.folder_name, error)
+
+    def _tidy(
+        self, plan: Plan, waiting: Mapping[str, StageSpec], consumers: Mapping[str, Sequence[StageSpec]]
+    ) -> None:
+        """Discard the artefacts, and let go of what is held in memory, that no stage of the plan reads any more."""
+        for fingerprint, own in list(self._on_disk.items()):
+            if fingerprint not in plan.kept and not self._is_needed(own, consumers):
+                self.store.discard(self._on_disk.pop(fingerprint))
+        self._shelf.clear_but([one.holds for one in waiting.values() if one.holds is not None])
+
+    def _is_needed(self, stage: StageSpec, consumers: Mapping[str, Sequence[StageSpec]]) -> bool:
         """Return whether a stage that reads the artefacts is not done, or has to be made again for one that is not."""
         return any(
             one.fingerprint not in self._over
+            or one.fingerprint in self._at_work
             or (
                 one.is_discardable
                 and one.fingerprint not in self._on_disk
@@ -176,3 +317,66 @@ class Executor:
             )
             for one in consumers[stage.fingerprint]
         )
+
+
+class InThisProcess:
+    """The engine of a run in one process: it makes the one stage that it has while it is waited for."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._next: tuple[StageSpec, bool] | None = None
+
+    @property
+    def node(self) -> Node:
+        """See Engine."""
+        return Node(0, 1)
+
+    @property
+    def cards(self) -> int:
+        """See Engine."""
+        return 0
+
+    @property
+    def room(self) -> int:
+        """See Engine."""
+        return int(self._next is None)
+
+    def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:  # noqa: ARG002
+        """See Engine; a stage has the whole machine."""
+        self._next = stage, with_artefacts
+
+    def wait(self, seconds: float) -> list[Settled]:  # noqa: ARG002
+        """See Engine; returns when the stage is settled."""
+        assert self._next is not None
+        (stage, with_artefacts), self._next = self._next, None
+        try:
+            self._executor.make(stage, with_artefacts=with_artefacts)
+        except Exception as error:
+            stopping.check()  # a library made an error of a stop
+            self._executor.store.forget_failure(stage)
+            return [Settled(stage, error, may_pass=may_pass(error))]
+        return [Settled(stage)]
+
+    def __enter__(self) -> InThisProcess:
+        """Return the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        """End nothing: there is no other process."""
+
+
+def share_on(engine: Engine, stage: StageSpec, ahead: int = 1) -> Share:
+    """Return what of an engine's machines a stage gets.
+
+    Args:
+        engine: The engine.
+        stage: The stage.
+        ahead: Stages that answer and are not done, where all of them compete for the cards; see `cards_for`.
+    """
+    if isinstance(engine, InThisProcess):
+        return Share(0, 1, None)
+    # A worker of this machine has its cards for itself.
+    cards, ahead = (engine.cards, ahead) if engine.room is None else (engine.node.cards, 1)
+    return share_of(stage, engine.node, cards_for(stage.needs, engine.node, cards, ahead))

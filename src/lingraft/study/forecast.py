@@ -34,7 +34,7 @@ from lingraft.study.measuring import (
 from lingraft.study.plan import consumers_of
 from lingraft.study.stages.evaluate import Evaluate
 from lingraft.study.stages.train import Train
-from lingraft.study.store import Store
+from lingraft.study.store import Store, unfinished
 from lingraft.study.unused import size_text
 from lingraft.train.memory import give_back
 from lingraft.train.memory_plan import (
@@ -311,7 +311,8 @@ class _Forecaster:
         doing = "counting" if self._measure_from is None else "measuring"
         self._watcher.preparing(f"{doing} {stage.name}", number, len(self._stages))
         found, needs = self._store.find(stage), stage.needs
-        begun = any((self._store.folder_of(stage) / name).exists() for name in stage.continues)
+        work = unfinished(self._store.folder, stage.folder_name)
+        begun = work is not None and any((work / name).exists() for name in stage.continues)
         one = StageForecast(
             kind=stage.kind,
             label=stage.label,

@@ -69,6 +69,7 @@ class Invocation:
         memory_bytes: Of the machine; None: unknown.
         device: What computed: the accelerator's model, or `cpu`.
         processes: Processes that trained a phase together.
+        engine: What made the stages, such as `2 workers` or `Ray (local)`; empty: this process, one after the other.
         ended: When it ended, as `began`; None: it is at work, or was killed.
         outcome: Done: nothing is left to be made; stopped: by a signal; failed: by an error, or a cell is. None as
             `ended`.
@@ -87,6 +88,7 @@ class Invocation:
     memory_bytes: int | None
     device: str
     processes: int
+    engine: str = ""
     ended: str | None = None
     outcome: Outcome | None = None
 
@@ -104,13 +106,16 @@ class Ending:
 
 
 @contextmanager
-def noted_in(folder: Path, command: Sequence[str] | None, processes: int) -> Iterator[Ending]:
+def noted_in(
+    folder: Path, command: Sequence[str] | None, processes: int, engine: str = ""
+) -> Iterator[Ending]:
     """Write into a run folder that it is worked on, and at the end how that ended.
 
     Args:
         folder: The run folder, whose lock is held.
         command: What was typed; None: it was called from Python.
         processes: That train a phase together.
+        engine: See `Invocation`.
 
     Raises:
         OSError: It cannot be written.
@@ -132,6 +137,7 @@ def noted_in(folder: Path, command: Sequence[str] | None, processes: int) -> Ite
         memory_bytes=_memory(),
         device=device_name(compute_device()),
         processes=processes,
+        engine=engine,
     )
     log = AppendLog(folder / MADE, _invocation)
     log.append([to_json(own)])

@@ -431,7 +431,9 @@ def listed_stages(plan: Plan) -> dict[str, ListedStage]:
     alike = Counter((stage.kind, names[stage.folder_name]) for stage in plan.stages)
     return {
         stage.folder_name: ListedStage(
-            stage.label if alike[stage.kind, own] > 1 else own, bool(stage.continues)
+            stage.label if alike[stage.kind, own] > 1 else own,
+            bool(stage.continues),
+            tuple(one.folder_name for one in stage.parents),
         )
         for stage in plan.stages
         for own in (names[stage.folder_name],)

@@ -5,30 +5,35 @@ A cell that fails does not stop the others. A study that was stopped goes on at 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lingraft.config.engines import RETRIES, check_engines
 from lingraft.config.load import load_study, save_study
 from lingraft.config.paths import path_of
+from lingraft.config.ray_address import RAY_AUTO, RAY_LOCAL
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
 from lingraft.errors import ConfigError, ModelError, as_disk_error
 from lingraft.evaluate.checks import check_tasks
 from lingraft.evaluate.selection import language_notes, resolve_suites
+from lingraft.stage import StageSpec
 from lingraft.study.checks import check_names
 from lingraft.study.checks import load_study as read_study
 from lingraft.study.contamination import report_contamination
+from lingraft.study.engines import Engine
 from lingraft.study.events import Watcher
-from lingraft.study.execute import Executor
+from lingraft.study.execute import Executor, share_on
 from lingraft.study.fitting import check_divided, check_memory, fitting_line
 from lingraft.study.forecast import Forecast, disk_needed, disk_problem, forecast, free_disk
 from lingraft.study.made import noted_in
 from lingraft.study.materials import Materials, check_added_tokens, gather, report_costs
 from lingraft.study.plan import Plan, listed_stages, plan_study
+from lingraft.study.pool import Pool, cards_of_a_worker, check_workers
 from lingraft.study.reach import check_reach
 from lingraft.study.result import STUDY, StudyResult, write_result
 from lingraft.study.stages.evaluate import questions
@@ -74,6 +79,9 @@ def run_study(
     base_folder: str | Path = Path(),
     watcher: Watcher | None = None,
     processes: Processes | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    retries: int = RETRIES,
     on_result: Callable[[StudyResult], None] | None = None,
     command: Sequence[str] | None = None,
 ) -> StudyResult:
@@ -87,6 +95,11 @@ def run_study(
         watcher: Receives what happens.
         processes: How many processes train a phase, and how many answer; None: this one trains. Models differ by
             rounding and answers not at all, so records do not depend on it; any number continues a phase.
+        workers: How many processes of this machine make stages at the same time, each with as many accelerators as
+            there are for it; a phase is trained by `processes` of each. None: this process makes one after the other.
+        ray: The address of a Ray cluster that makes the stages: `local`, `auto` or HOST:PORT.
+        retries: How often a stage is made again whose process died, or that failed by something that may pass, such as
+            a connection.
         on_result: Called with the result so far, before the first stage is made and whenever a model of it is done or
             has failed; it was written to `result.json` just before.
         command: What was typed, for the report; None: nothing was, this is Python.
@@ -100,7 +113,14 @@ def run_study(
     """
     watcher = watcher or Watcher()
     processes = processes or Processes()
-    processes.check()
+    check_engines(workers, ray, retries, processes.nodes)
+    if ray is None:  # else the cards are the cluster's
+        processes.check()
+    if workers is not None:
+        check_workers(workers, processes.count)
+        processes = replace(processes, answering=max(1, cards_of_a_worker(workers)))
+    elif ray is not None:
+        processes = replace(processes, answering=1)
     base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
     if processes.sharded:
@@ -117,14 +137,17 @@ def run_study(
         with suppress(ConfigError):  # there is none, or it is another version's
             before = load_study(folder / STUDY)
     prepared = prepare_study(
-        asked, base_folder, watcher, check=partial(_check_first, asked, base_folder, before, processes)
+        asked,
+        base_folder,
+        watcher,
+        check=partial(_check_first, asked, base_folder, before, None if ray is not None else processes),
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
     with (
         as_disk_error(folder),
         Store(folder, watcher.noted) as store,
-        noted_in(folder, command, processes.count) as ending,
+        noted_in(folder, command, processes.count, engine_name(workers, ray)) as ending,
         UnderWayFile(folder) as said,
     ):
         plan = prepared.plan(store, base_folder, processes)
@@ -162,15 +185,16 @@ def run_study(
 
         sum_up()
         known = summary.known
-        for stage in executor.run(plan):
-            failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
-            if failure is not None or summary.known != known:
-                known = summary.known
-                sum_up()
-            if isinstance(failure, ModelError):
-                raise failure  # every cell starts from a model that cannot be used
-            if failure is not None:
-                watcher.cell_failed("base", reason_of(failure), failure)
+        with _begun(folder, ahead, study, watcher, workers, ray, retries) as engine:
+            for stage in executor.run(plan, engine, retries=retries):
+                failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
+                if failure is not None or summary.known != known:
+                    known = summary.known
+                    sum_up()
+                if isinstance(failure, ModelError):
+                    raise failure  # every cell starts from a model that cannot be used
+                if failure is not None:
+                    watcher.cell_failed("base", reason_of(failure), failure)
         result = sum_up()
         if result.base_reason is None and len(result.done) == len(result.cells):
             ending.outcome = "done"
@@ -268,10 +292,51 @@ def forecast_study(
     )
 
 
-def _check_first(study: Study, base_folder: Path, before: Study | None, processes: Processes) -> None:
-    """Refuse what cannot be had or does not fit here, before data and models are read."""
+def engine_name(workers: int | None, ray: str | None) -> str:
+    """Return what makes the stages, as a report says it; empty: one process."""
+    if workers is not None:
+        return f"{workers} worker{'s' * (workers > 1)}"
+    return "" if ray is None else f"Ray ({ray if ray in (RAY_LOCAL, RAY_AUTO) else 'a cluster'})"
+
+
+@contextmanager
+def _begun(
+    folder: Path,
+    ahead: Sequence[StageSpec],
+    study: Study,
+    watcher: Watcher,
+    workers: int | None,
+    ray: str | None,
+    retries: int,
+) -> Iterator[Engine | None]:
+    """Let an engine begin, and end; None where this process makes all stages, or none is left.
+
+    Raises:
+        ConfigError: A node of the cluster cannot make the stages that are ahead.
+    """
+    if not ahead or (workers is None and ray is None):
+        yield None
+    elif workers is not None:
+        with Pool(folder, workers) as pool:
+            yield pool
+    elif ray is not None:
+        from lingraft.study.ray_engine import RayEngine
+
+        with RayEngine(folder, ray, retries=retries, noted=watcher.noted) as cluster:
+            cluster.check_nodes(ahead, asks_precision=_asks_precision(study))
+            cluster.check_shares([(stage, share_on(cluster, stage)) for stage in ahead])
+            yield cluster
+
+
+def _asks_precision(study: Study) -> bool:
+    """Return whether a type of numbers is left to the machine anywhere in a study."""
+    return '"precision": "auto"' in study.model_dump_json(indent=1)
+
+
+def _check_first(study: Study, base_folder: Path, before: Study | None, processes: Processes | None) -> None:
+    """Refuse what cannot be had or does not fit here (None: it is not here), before data and models are read."""
     check_reach(study, base_folder, before)
-    if before is None:  # what is finished need not fit any more
+    if before is None and processes is not None:  # what is finished need not fit any more
         check_memory(study, processes)
 
 

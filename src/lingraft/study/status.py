@@ -1,23 +1,29 @@
 """How far a run is, from its folder alone: no model, no lock, and nothing is written.
 
-The run may be at work, stopped, killed, done or not begun; what it says of itself is in `under_way.json`.
+The run may be at work, stopped, killed, done or not begun. What it says of itself is in `under_way.json`; which stages
+other processes make, on this machine or on others, also say their claims and events, so that they are seen when the
+process that runs the study is gone.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Literal
 
+from lingraft.claims import CLAIMS, held_claim
 from lingraft.config.paths import check_may_read
 from lingraft.errors import ConfigError
 from lingraft.records import read_json
 from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
-from lingraft.study.result import RESULT, STUDY
-from lingraft.study.store import TIMING
+from lingraft.study.event_log import attempt_so_far, log_of
+from lingraft.study.failures import FailedAttempt, failed_attempts
 from lingraft.study.under_way import (
     UNDER_WAY,
     FirstAnswer,
@@ -29,10 +35,11 @@ from lingraft.study.under_way import (
 )
 from lingraft.study.unused import PLAN, ListedStage, read_plan
 
-_OF_A_RUN = (STUDY, PLAN, UNDER_WAY, RESULT, "stages", ".lock")
+_OF_A_RUN = ("study.yaml", PLAN, UNDER_WAY, "result.json", "stages", CLAIMS)
+_STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 _MOST_LOSSES = 400  # of a curve; a longer one is thinned out
 
-StageState = Literal["done", "under way", "waiting", "failed", "not needed"]
+StageState = Literal["done", "under way", "lost", "waiting", "failed", "not needed"]
 RunState = Literal["not begun", "under way", "stopped", "done", "failed"]
 
 
@@ -44,9 +51,13 @@ class StageStatus:
         name: Of its cell, or of what several share.
         kind: What it does.
         path: Its folder in the run folder.
-        state: `failed` as of the last run; `not needed`: nothing unfinished reads it.
+        state: `failed` as of the last run; `lost`: who made it gives no sign of life, and it is made again; `not
+            needed`: nothing unfinished reads it.
         seconds: What it took; None: it is not done, or that is lost.
-        reason: Why it failed; None: it did not.
+        reason: Why it failed, or its last attempt did; None: none has.
+        parents: The paths of the stages that it reads.
+        failures: How many attempts at it have failed so far, in all runs of this folder.
+        log: In the run folder, what its newest attempt printed; None: there is no such file, or it is done.
     """
 
     name: str
@@ -55,11 +66,14 @@ class StageStatus:
     state: StageState
     seconds: float | None = None
     reason: str | None = None
+    parents: tuple[str, ...] = ()
+    failures: int = 0
+    log: str | None = None
 
 
 @dataclass(frozen=True)
 class AtWork:
-    """The stage that is at work; of a stopped run the one that it was stopped in.
+    """A stage that is at work; of a stopped run one that it was stopped in.
 
     Attributes:
         name: As of its StageStatus.
@@ -69,6 +83,11 @@ class AtWork:
         progress: How far it is, with the seconds left as of now; None: it has not said.
         losses: Of a training, (step, nats per supervised token), at most 400 of them, evenly spaced.
         answers: First answers of an evaluation.
+        host: The name of the machine that makes it; empty: not known.
+        process: Its number there; 0: not known.
+        attempt: The number of its claim; 0: not known.
+        lost_since: When who makes it gave the last sign of life, in seconds since 1970; None: it lives, or the run
+            has ended.
     """
 
     name: str
@@ -78,6 +97,10 @@ class AtWork:
     progress: StageProgress | None
     losses: tuple[tuple[int, float], ...]
     answers: tuple[FirstAnswer, ...]
+    host: str = ""
+    process: int = 0
+    attempt: int = 0
+    lost_since: float | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,10 @@ class RunStatus:
         run: Its folder.
         state: `failed`: it ended, and not every stage could be made; `stopped`: it ended before, or was killed.
         stages: Those of the study in the order in which they are made; empty where no plan is there.
-        at_work: The stage at work.
-        seconds_left: What the stages ahead take, without the kinds in `unknown`; None: of no kind is anything known.
+        at_work: The stages at work, in the order in which they began.
+        seconds_left: Until the stages ahead are made, `at_once` at a time, without the kinds in `unknown`; None: of no
+            kind is anything known.
+        at_once: How many stages were at work at one time, at most.
         unknown: Kinds of stages ahead of which none is finished yet, so that nobody knows how long they take.
         holder: The process that holds the run; None: none does, or it does not say.
         remarks: What could not be read.
@@ -99,12 +124,13 @@ class RunStatus:
     run: str
     state: RunState
     stages: tuple[StageStatus, ...] = ()
-    at_work: AtWork | None = None
+    at_work: tuple[AtWork, ...] = ()
+    at_once: int = 1
     seconds_left: float | None = None
     unknown: tuple[str, ...] = ()
     holder: Holder | None = None
     remarks: tuple[str, ...] = ()
-    format: Literal[1] = 1
+    format: Literal[2] = 2
 
     def count(self, state: StageState) -> int:
         """Return how many stages are in a state."""
@@ -139,26 +165,56 @@ def status_of(folder: Path) -> RunStatus:
             f"{folder / UNDER_WAY}: cannot be read; it is damaged, closed to you, or of another version."
         )
     is_held = said is not None and said.is_held(now)
-    stages = tuple(_stage(folder, name, listed, said, is_held=is_held) for name, listed in plan.items())
-    at_work = None
-    if said is not None and said.at_work is not None:
-        # A run that was killed stands where it was killed.
-        at_work = _at_work(folder, said.at_work, plan, now if is_held else said.sign)
+    begun = _begun(folder, said, now, is_held=is_held)
+    failures: dict[str, list[FailedAttempt]] = {}
+    for attempt in failed_attempts(folder):
+        failures.setdefault(attempt.stage, []).append(attempt)
+    is_under_way = is_held or any(one.is_alive for one in begun.values())
+    stages = tuple(
+        _stage(
+            folder,
+            name,
+            listed,
+            said,
+            begun.get(name),
+            failures.get(name, ()),
+            is_under_way=is_under_way,
+        )
+        for name, listed in plan.items()
+    )
+    finished = {one.path for one in stages if one.state == "done"}
+    # A run that was killed stands where it was killed.
+    at_work = tuple(
+        _at_work(folder, one, plan, now if is_held or one.is_alive or said is None else said.sign)
+        for name, one in begun.items()
+        if f"stages/{name}" not in finished
+    )
+    living = sum(one.is_alive for one in begun.values())
     state: RunState
-    if is_held:
+    if is_under_way:
         state = "under way"
+        claim = held_claim(folder / CLAIMS / "run")
+        if not is_held and (claim is None or not claim.is_alive(now)):
+            remarks.append(
+                f"the process that ran the study is gone, and {living} of its stages "
+                f"{'is' if living == 1 else 'are'} still made; the same command (lingraft run) goes on."
+            )
     elif stages and all(one.state in ("done", "not needed") for one in stages):
-        state, at_work = "done", None
+        state, at_work = "done", ()
     elif said is not None and said.ended == "done":
         state = "failed"
     else:
         state = "stopped" if stages else "not begun"
-    left, unknown = seconds_left(stages, at_work) if state in ("under way", "stopped") else (None, ())
+    at_once = max(1, said.at_once if said is not None else 1, living)
+    left, unknown = (
+        seconds_left(stages, at_work, at_once) if state in ("under way", "stopped") else (None, ())
+    )
     return RunStatus(
         run=str(folder),
         state=state,
         stages=stages,
         at_work=at_work,
+        at_once=at_once,
         seconds_left=left,
         unknown=unknown,
         holder=said.holder if said is not None and is_held else None,
@@ -167,12 +223,18 @@ def status_of(folder: Path) -> RunStatus:
 
 
 def seconds_left(
-    stages: Sequence[StageStatus], at_work: AtWork | None
+    stages: Sequence[StageStatus], at_work: Sequence[AtWork], at_once: int = 1
 ) -> tuple[float | None, tuple[str, ...]]:
-    """Return what the stages ahead take, from the mean seconds of finished ones of the same kind.
+    """Return how long the stages ahead take, from the mean seconds of finished ones of the same kind.
 
-    The stage at work says for itself what it still takes, where it can; where it is the first of its kind, others of
-    that kind are taken to be like it.
+    The stages at work say for themselves what they still take, where they can; where one is the first of its kind,
+    others of that kind are taken to be like it. The rest begins in the order of the plan, after what it reads, as soon
+    as one of `at_once` places is free.
+
+    Args:
+        stages: Those of the study, in its order.
+        at_work: Those at work.
+        at_once: How many are made at a time.
 
     Returns:
         The seconds without those of unknown kinds (None: no kind is known), and the unknown kinds.
@@ -183,45 +245,127 @@ def seconds_left(
             took.setdefault(stage.kind, []).append(stage.seconds)
     usual = {kind: sum(seconds) / len(seconds) for kind, seconds in took.items()}
     ahead: list[tuple[str, float | None]] = []
-    if at_work is not None:
-        own = None if at_work.progress is None else at_work.progress.seconds_left
-        if own is None and at_work.kind in usual:
-            own = max(0.0, usual[at_work.kind] - at_work.seconds)
-        if own is not None:
-            usual.setdefault(at_work.kind, at_work.seconds + own)
-        ahead.append((at_work.kind, own))
-    ahead += ((stage.kind, usual.get(stage.kind)) for stage in stages if stage.state == "waiting")
+    ends: dict[str, float] = {}  # by path, in seconds from now
+    first: dict[str, list[float]] = {}
+    for own in at_work:
+        left = None if own.progress is None else own.progress.seconds_left
+        if left is None and own.kind in usual:
+            left = max(0.0, usual[own.kind] - own.seconds)
+        if left is not None and own.kind not in usual:
+            first.setdefault(own.kind, []).append(own.seconds + left)
+        ahead.append((own.kind, left))
+        ends[own.path] = left or 0.0
+    usual |= {kind: sum(seconds) / len(seconds) for kind, seconds in first.items()}
+    waiting = [one for one in stages if one.state in ("waiting", "lost") and one.path not in ends]
+    ahead += ((one.kind, usual.get(one.kind)) for one in waiting)
+    running = [(seconds, path) for path, seconds in ends.items()]
+    unmade = {*ends, *(one.path for one in waiting)}  # who else is read is done, or not needed
+    missing = [len(unmade.intersection(one.parents)) for one in waiting]
+    ready = [place for place, count in enumerate(missing) if not count]
+    readers: dict[str, list[int]] = {}
+    for place, one in enumerate(waiting):
+        for parent in unmade.intersection(one.parents):
+            readers.setdefault(parent, []).append(place)
+    heapify(running)
+    heapify(ready)
+    now = 0.0
+    while running or ready:
+        while ready and len(running) < max(1, at_once):
+            stage = waiting[heappop(ready)]
+            heappush(running, (now + (usual.get(stage.kind) or 0.0), stage.path))
+        now, path = heappop(running)
+        for place in readers.get(path, ()):
+            missing[place] -= 1
+            if not missing[place]:
+                heappush(ready, place)
     known = [seconds for _, seconds in ahead if seconds is not None]
-    return sum(known) if known else None, tuple(dict.fromkeys(kind for kind, own in ahead if own is None))
+    unknown = tuple(dict.fromkeys(kind for kind, own in ahead if own is None))
+    return now if known else None, unknown
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A stage that somebody began, and whether who makes it lives, as far as it can be told."""
+
+    said: StageAtWork
+    is_alive: bool
+    lost_since: float | None = None
+
+
+def _begun(folder: Path, said: UnderWay | None, now: float, *, is_held: bool) -> dict[str, _Begun]:
+    """Return the stages that somebody began and has not ended, by the names of their folders, the oldest first.
+
+    What the run says is newest where the process that runs it lives; of a stage that another process claims, and of
+    which the run has not heard, its events say how far it is.
+    """
+    found = {} if said is None else {one.folder: _Begun(one, is_held) for one in said.at_work}
+    try:
+        names = [path.name for path in (folder / CLAIMS).iterdir() if _STAGE.fullmatch(path.name)]
+    except OSError:  # of an earlier version, or closed to us
+        names = []
+    for name in names:
+        if (claim := held_claim(folder / CLAIMS / name)) is None:
+            continue
+        heard = found[name].said if name in found else None
+        # What the run heard of an earlier attempt says nothing of this one.
+        if heard is not None and is_held and heard.attempt in (0, claim.number):
+            own = heard
+        else:
+            own = attempt_so_far(folder, name, claim.number) or StageAtWork(name, claim.owner.since)
+        own = replace(own, host=claim.owner.host, process=claim.owner.process, attempt=claim.number)
+        is_alive = claim.is_alive(now)
+        found[name] = _Begun(own, is_alive, None if is_alive else claim.sign)
+    return dict(sorted(found.items(), key=lambda one: one[1].said.since))
 
 
 def _stage(
-    folder: Path, name: str, listed: ListedStage, said: UnderWay | None, *, is_held: bool
+    folder: Path,
+    name: str,
+    listed: ListedStage,
+    said: UnderWay | None,
+    begun: _Begun | None,
+    failures: Sequence[FailedAttempt],
+    *,
+    is_under_way: bool,
 ) -> StageStatus:
     kind, own = name.partition("-")[0], folder / "stages" / name
     state: StageState = "waiting"
-    reason = seconds = None
-    if said is not None and is_held and said.at_work is not None and said.at_work.folder == name:
+    seconds = None
+    reason = failures[-1].reason if failures else None
+    if begun is not None and begun.is_alive:
         state = "under way"
     elif (own / RECORD).is_file():
-        state, seconds = "done", _seconds(own)
+        state, seconds, reason = "done", _seconds(own), None
+    elif begun is not None and begun.lost_since is not None and is_under_way:  # else the next run makes it
+        state = "lost"
     elif said is not None and name in said.failed:
         state, reason = "failed", said.failed[name]
     elif said is not None and name in said.not_needed:
         state = "not needed"
-    return StageStatus(listed.name, kind, f"stages/{name}", state, seconds, reason)
+    log = None if state in ("done", "waiting") and not failures else log_of(folder, name)
+    return StageStatus(
+        listed.name,
+        kind,
+        f"stages/{name}",
+        state,
+        seconds,
+        reason,
+        tuple(f"stages/{parent}" for parent in listed.parents),
+        len(failures),
+        None if log is None or state == "done" else log.relative_to(folder).as_posix(),
+    )
 
 
 def _seconds(stage: Path) -> float | None:
     try:
-        found = read_json(stage / TIMING)["seconds"]
+        found = read_json(stage / "timing.json")["seconds"]
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _at_work(folder: Path, said: StageAtWork, plan: Mapping[str, ListedStage], now: float) -> AtWork:
-    progress = said.progress
+def _at_work(folder: Path, begun: _Begun, plan: Mapping[str, ListedStage], now: float) -> AtWork:
+    said, progress = begun.said, begun.said.progress
     if progress is not None:
         spent = max(0.0, now - said.updated)
         left = progress.seconds_left
@@ -229,16 +373,33 @@ def _at_work(folder: Path, said: StageAtWork, plan: Mapping[str, ListedStage], n
         if left is None and progress.total and progress.done and progress.unit in (None, "items"):
             left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
         progress = replace(progress, seconds_left=None if left is None else max(0.0, left - spent))
-    losses = losses_so_far(folder / "stages" / said.folder)
+    losses = _losses(folder, said)
     if len(losses) > _MOST_LOSSES:
         step = (len(losses) - 1) / (_MOST_LOSSES - 1)
         losses = tuple(losses[round(place * step)] for place in range(_MOST_LOSSES))
     return AtWork(
-        name=plan[said.folder].name if said.folder in plan else "",
+        name=plan[said.folder].name if said.folder in plan else said.label.partition(" ")[2],
         kind=said.folder.partition("-")[0],
         path=f"stages/{said.folder}",
         seconds=max(0.0, now - said.since),
         progress=progress,
         losses=losses,
         answers=said.answers,
+        host=said.host,
+        process=said.process,
+        attempt=said.attempt,
+        lost_since=begun.lost_since,
     )
+
+
+def _losses(folder: Path, said: StageAtWork) -> tuple[tuple[int, float], ...]:
+    """Return the losses of a training so far, from where it works: the folder of its newest attempt."""
+    places = [folder / "work" / f"{said.folder}.{said.attempt}"]
+    if not places[0].is_dir():  # nobody holds it, or an earlier version made it in its final folder
+        own = [path for path in (folder / "work").glob(f"{said.folder}.*") if path.suffix[1:].isdecimal()]
+        places = [*sorted(own, key=lambda path: -int(path.suffix[1:])), folder / "stages" / said.folder]
+    for place in places:
+        with suppress(OSError):
+            if found := losses_so_far(place):
+                return found
+    return ()

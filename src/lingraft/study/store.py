@@ -1,31 +1,49 @@
 """The run folder: stages with fingerprints, each complete exactly when its record and artefacts exist.
 
     runs/<name>/study.yaml
-    runs/<name>/stages/<kind>-<fingerprint>/record.json     written last, atomically
+    runs/<name>/stages/<kind>-<fingerprint>/record.json     a finished stage; the folder appears whole, by one rename
                                            /timing.json     times and machine; never compared
                                            /...             artefacts, listed in the record with size and hash
+    runs/<name>/work/<kind>-<fingerprint>.<n>/              what the n-th owner of a stage has made so far
+    runs/<name>/claims/<thing>/<n>                          who may make a stage, and who runs the study (`run`)
+    runs/<name>/failures.jsonl                              attempts that failed
     runs/<name>/cache/                                      what several stages share; may be thrown away
 
-A folder without a record is unfinished work: what its stage may continue from stays, all else is thrown away. A run
-folder may come from elsewhere, or from a disk that failed: what of it does not fit is made again, with a word.
+Many processes, on many machines, may make stages in one run folder. Who makes a stage claims it (`claims`) and works in
+a folder of its own. The next owner, after one that died or gave no sign of life, renames that folder before it goes on:
+what its stage may continue from stays, all else is thrown away, and the former owner, should it go on after all, has
+nothing left to publish. A run folder may come from elsewhere, or from a disk that failed: what of it does not fit is
+made again, with a word.
 """
 
 from __future__ import annotations
 
 import gc
+import re
+import secrets
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from lingraft.errors import ConfigError, LingraftError, as_disk_error
+from lingraft.claims import CLAIMS, Claim, claim, owner_of
+from lingraft.errors import (
+    ClaimedError,
+    ClaimLostError,
+    ConfigError,
+    DiskError,
+    LingraftError,
+    as_disk_error,
+    disk_error,
+)
 from lingraft.records import (
     Stamp,
+    flush,
+    keep_hash,
     path_inside,
     read_json,
     remove,
@@ -47,79 +65,147 @@ from lingraft.stage_record import (
 )
 
 TIMING = "timing.json"
+RUN = "run"  # the claim of whoever runs the study, among those of the stages
+FORMER = ".former"  # in a folder that is published: the one whose place it takes
+_WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
 class Store:
-    """The stages of one run folder; holds a lock on it while open, and only reads it otherwise.
+    """The stages of one run folder; holds the claim of the run while open, and only reads the folder otherwise.
 
     Attributes:
         folder: The run folder.
-        stages: Of it, the folder of the stages.
+        stages: Of it, the folder of the finished stages.
+        work: Of it, the folder of those that are being made.
+        claims: Of it, the folder of the claims.
         cache: Of it, what may be thrown away.
-        noted: Called with a sentence for each stage that is made again because what lies there does not fit.
+        noted: Called with a sentence for each stage that is made again because what lies there does not fit, or that
+            another process makes.
     """
 
     def __init__(self, folder: Path, noted: Callable[[str], None] = lambda _: None) -> None:
         self.folder = folder
         self.stages = folder / "stages"
+        self.work = folder / "work"
+        self.claims = folder / CLAIMS
         self.cache = folder / "cache"
         self.noted = noted
-        self._lock = FileLock(folder / ".lock")
+        self._is_shared = False
+        self._run: Claim | None = None
         self._done: dict[str, _Whole] = {}
         self._failed: dict[str, Exception] = {}
         self._noted: set[str] = set()
 
+    @classmethod
+    def shared(cls, folder: Path, noted: Callable[[str], None] = lambda _: None) -> Store:
+        """Return the store of a run folder that another process holds: stages are made in it, and nothing tidied up."""
+        store = cls(folder, noted)
+        store._is_shared = True
+        return store
+
     def __enter__(self) -> Store:
         with as_disk_error(self.folder):
             self._check_places()
-            self.stages.mkdir(parents=True, exist_ok=True)
-            self._acquire()
+            for place in (self.stages, self.work, self.claims):
+                place.mkdir(parents=True, exist_ok=True)
+            if self._is_shared:
+                return self
+            self._run = self._claim_run()
             try:
+                self._check_renames()
                 self._check_formats()
-                for path in self.cache.rglob("*"):
-                    if path.is_symlink():  # nothing of ours, and it may lead anywhere
-                        path.unlink()
-                for folder in (self.folder, self.cache, *self.stages.glob("*/")):
-                    if not folder.is_symlink():
-                        remove_temporaries(folder)
+                self._repair()
+                self._tidy()
             except BaseException:
-                self._lock.release()
+                self._run.release()
                 raise
         return self
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Hold the lock, and leave all else in the folder as it is."""
+        """Hold the claim of the run, and leave all else in the folder as it is."""
         with as_disk_error(self.folder):
             self._check_places()
-            self._acquire()
-            try:
+            with self._claim_run():
                 yield
-            finally:
-                self._lock.release()
 
-    def _acquire(self) -> None:
+    def check_held(self) -> None:
+        """Return where this store still holds the run; does nothing where it never did.
+
+        Raises:
+            ClaimLostError: Another lingraft has taken it over.
+        """
+        if self._run is not None:
+            self._run.check()
+
+    def _claim_run(self) -> Claim:
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise LingraftError(
-                f"{self.folder}: another lingraft is at work in this folder; wait for it, or name another folder."
+            return claim(self.claims / RUN)
+        except ClaimedError as error:
+            raise ClaimedError(
+                f"{self.folder}: another lingraft is at work in this folder: {error.owner or 'a process'}; wait for "
+                "it, or name another folder.",
+                error.owner,
+            ) from None
+        except OSError as error:
+            if disk_error(error, self.folder) is not None:
+                raise
+            raise ConfigError(
+                f"{self.folder}: no file can be made here in the way that lets one of many processes make it "
+                f"({error.strerror or error}); name a folder on another file system."
             ) from None
 
     def _check_places(self) -> None:
         """Refuse a run folder whose own folders lie elsewhere, or are none."""
-        for path in (self.stages, self.cache, self.folder / "report", self.folder / ".lock"):
+        report, logs = self.folder / "report", self.folder / "logs"
+        for path in (self.stages, self.work, self.claims, self.cache, report, logs):
             if path.is_symlink():
                 raise ConfigError(
                     f"{path}: is a link. What a run folder holds lies inside of it: remove the link (the run folder "
                     "itself may be one), or name another folder."
                 )
-            if path.exists() and path.is_dir() == (path.name == ".lock"):
-                raise ConfigError(
-                    f"{path}: is in the way, as a {'folder' if path.is_dir() else 'file'}; remove it, or name another "
-                    "folder."
-                )
+            if path.exists() and not path.is_dir():
+                raise ConfigError(f"{path}: is in the way, as a file; remove it, or name another folder.")
+
+    def _check_renames(self) -> None:
+        """Refuse a run folder in which nothing could be published, before any stage is made."""
+        name = f".{secrets.token_hex(8)}.part"
+        own, target = self.work / name, self.stages / name
+        own.mkdir()
+        try:
+            own.rename(target)
+        except OSError as error:
+            raise ConfigError(
+                f"{self.folder}: a folder cannot be renamed from work/ into stages/ ({error.strerror or error}), by "
+                "which finished stages are kept; both must lie on one disk that renames folders. Name another folder."
+            ) from None
+        finally:
+            for path in (own, target):
+                remove(path)
+
+    def _repair(self) -> None:
+        """Put back what a process that was killed had moved aside to publish a stage anew."""
+        for place in sorted(self.work.glob(f"*/{FORMER}")):
+            found = _WORK.fullmatch(place.parent.name)
+            if found is None or place.is_symlink() or place.parent.is_symlink():
+                continue
+            with suppress(ClaimedError), claim(self.claims / found[1]):  # else its owner is publishing it
+                _put_back(place.parent, self.stages / found[1])
+
+    def _tidy(self) -> None:
+        """Remove what killed processes left, where no other one makes a stage here."""
+        owners = (owner_of(path) for path in self.claims.iterdir() if path.name != RUN)
+        if any(owner is not None for owner in owners):
+            return
+        for path in self.cache.rglob("*"):
+            if path.is_symlink():  # nothing of ours, and it may lead anywhere
+                path.unlink()
+        for folder in (self.folder, self.cache, *self.stages.glob("*/")):
+            if not folder.is_symlink():
+                remove_temporaries(folder)
+                if folder.parent == self.stages:
+                    remove(folder / FORMER)
 
     def _check_formats(self) -> None:
         """Refuse the stages of another version, before any other is computed."""
@@ -135,7 +221,9 @@ class Store:
                 continue
 
     def __exit__(self, *_: object) -> None:
-        self._lock.release()
+        if self._run is not None:
+            self._run.release()
+            self._run = None
 
     def find(self, stage: StageSpec, *, with_artefacts: bool = False) -> FinishedStage | None:
         """Return the stage finished, or None.
@@ -150,9 +238,10 @@ class Store:
     def run(
         self, stage: StageSpec, work: Callable[[Path], Work], *, with_artefacts: bool = False
     ) -> FinishedStage:
-        """Return the stage finished, doing `work` in its folder if it is not finished yet.
+        """Return the stage finished, doing `work` in a folder of its own if it is not finished yet.
 
-        A stage that failed once in this process fails again at once, with the same error.
+        Where another process makes the stage, that one is waited for, and its result returned. A stage that failed once
+        in this process fails again at once, with the same error.
 
         Args:
             stage: The stage.
@@ -161,26 +250,152 @@ class Store:
         """
         if stage.fingerprint in self._failed:
             raise self._failed[stage.fingerprint]
-        found = self.find(stage, with_artefacts=with_artefacts)
-        folder = self.folder_of(stage)
-        if found is not None:
-            _remove_from(folder, stage.continues)  # of a run that was killed right after the record
-            return found
+        while True:
+            found = self.find(stage, with_artefacts=with_artefacts)
+            if found is not None:
+                _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
+                return found
+            with self._claimed(stage) as own:
+                if self.find(stage, with_artefacts=with_artefacts) is not None:
+                    continue  # another process was faster
+                try:
+                    done = self._make(stage, work, own, with_artefacts=with_artefacts)
+                except Exception as error:
+                    _release(error)
+                    if _is_lost(own):
+                        self.noted(
+                            f"{stage.name}: this process gave no sign of life for so long that another one went on "
+                            "with the stage; what that one makes is used."
+                        )
+                        continue
+                    self._failed[stage.fingerprint] = error
+                    raise
+            if done is not None:
+                return done
+
+    def take_over(self, stage: StageSpec) -> FinishedStage:
+        """Return a stage that another process of this run has just published: sizes are checked, hashes believed.
+
+        Raises:
+            LingraftError: It is not there, or not whole.
+        """
+        self._done.pop(stage.fingerprint, None)
+        self._failed.pop(stage.fingerprint, None)
+        whole = self._read(stage, is_trusted=True)
+        if whole is None:
+            raise LingraftError(
+                f"{self.folder_of(stage)}: is not there or not whole, though another process has finished it; if it "
+                "runs on another machine, both must see the run folder at this place. Run the same command again."
+            )
+        self._done[stage.fingerprint] = _Whole(replace(whole.stage, reused=False), whole.record, whole.stamps)
+        return self._done[stage.fingerprint].stage
+
+    @contextmanager
+    def _claimed(self, stage: StageSpec) -> Iterator[Claim]:
+        thing = self.claims / stage.folder_name
+        try:
+            own = claim(thing)
+        except ClaimedError as error:
+            self.noted(f"{stage.name}: is being made by {error.owner or 'another process'}; waiting for it.")
+            own = claim(thing, patience=None)
+        with own:
+            yield own
+
+    def _make(
+        self, stage: StageSpec, work: Callable[[Path], Work], own: Claim, *, with_artefacts: bool
+    ) -> FinishedStage | None:
+        """Return the stage, made and published; None: it turned out to be there."""
+        folder = self._take_up(stage, own)
+        if self.find(stage, with_artefacts=with_artefacts) is not None:  # it was only put aside
+            remove(folder)
+            return None
+        if _is_finished(stage, folder):  # by a process that was killed before it published it
+            _remove_from(folder, stage.continues)
+            self._publish(stage, folder, own, folder.stat().st_ino)
+            return None
+        _remove_from(folder, [path.name for path in folder.iterdir() if path.name not in stage.continues])
         discarded = self._whole(stage)  # its record stays until the artefacts are whole again
         before = {} if discarded is None else discarded.record.artefacts
-        kept = {*stage.continues, *((RECORD, TIMING) if discarded is not None else ())}
-        if folder.is_symlink() or not folder.is_dir():
-            remove(folder)
-            folder.mkdir(parents=True)
-        _remove_from(folder, [path.name for path in folder.iterdir() if path.name not in kept])
-        try:
-            done = _finish(stage, folder, work, before)
-        except Exception as error:
-            _release(error)
-            self._failed[stage.fingerprint] = error
-            raise
-        self._done[stage.fingerprint] = _whole_of(done, read_record(folder), stamps_of([folder / RECORD]))
+        inode = folder.stat().st_ino
+        done = _finish(stage, folder, work, before)
+        record = read_record(folder, stage.folder_name)
+        self._publish(stage, folder, own, inode)
+        target = self.folder_of(stage)
+        for name, stamp in done.stamps.items():
+            keep_hash(target / name, stamp, done.artefacts[name])
+        done = replace(done, folder=target)
+        self._done[stage.fingerprint] = _whole_of(done, record, stamps_of([target / RECORD]))
         return done
+
+    def _take_up(self, stage: StageSpec, own: Claim) -> Path:
+        """Return the folder of this owner, which holds what an earlier one left.
+
+        It is renamed, so that an earlier owner which goes on after all finds no folder of its own any more.
+        """
+        folder, target = self.work / f"{stage.folder_name}.{own.number}", self.folder_of(stage)
+        self.work.mkdir(parents=True, exist_ok=True)
+        found = {}
+        for path in self.work.glob(f"{stage.folder_name}.*"):
+            name = _WORK.fullmatch(path.name)
+            if name is None or int(name[2]) > own.number:
+                continue
+            if path.is_symlink() or not path.is_dir():
+                remove(path)
+            else:
+                found[int(name[2])] = path
+        for number, path in sorted(found.items()):
+            _put_back(path, target)
+            if number == max(found):
+                path.rename(folder)
+            else:  # of an owner that was taken over, and made a file after that
+                shutil.rmtree(path, ignore_errors=True)
+        if target.is_symlink() or target.is_file():
+            remove(target)
+        elif target.is_dir() and self._whole(stage) is None:
+            # What an earlier version has not finished, or what was damaged since.
+            if found:
+                remove(target)
+            else:
+                target.rename(folder)
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _publish(self, stage: StageSpec, folder: Path, own: Claim, inode: int) -> None:
+        """Rename the folder of a finished stage into its place; a discarded one there makes room first.
+
+        Raises:
+            ClaimLostError: The claim is lost: the folder belongs to another owner by now.
+            DiskError: It cannot be renamed; it is published by the next run.
+        """
+        target = self.folder_of(stage)
+        own.check()
+        try:
+            if folder.stat().st_ino != inode:
+                raise FileNotFoundError  # it was renamed, and made anew by a process that did not notice
+            flush(folder)
+            if target.is_dir():  # moved into our folder, which fails where that was taken over
+                target.rename(folder / FORMER)
+            folder.rename(target)
+        except OSError as error:
+            is_published = target.is_dir() and target.stat().st_ino == inode  # NFS may lose the answer
+            if not is_published:
+                with suppress(OSError):
+                    _put_back(folder, target)
+                if isinstance(error, FileNotFoundError) or _is_lost(own):
+                    raise ClaimLostError(
+                        f"{folder}: was taken over by another process; what this one made is not used."
+                    ) from None
+                raise DiskError(
+                    f"{folder}: cannot be renamed to {target} ({error.strerror or error}); make that possible and run "
+                    "the same command again, which goes on with the finished stage."
+                ) from error
+        for place in (self.stages, self.work):
+            flush(place)
+        remove(target / FORMER)
+
+    def forget_failure(self, stage: StageSpec) -> None:
+        """Let a stage that failed be tried again."""
+        self._failed.pop(stage.fingerprint, None)
 
     def reopen(self, stage: StageSpec) -> None:
         """Let a finished stage be made again, from what it left in its folder and in the cache."""
@@ -211,7 +426,7 @@ class Store:
             self._done[stage.fingerprint] = known
         return known
 
-    def _read(self, stage: StageSpec) -> _Whole | None:
+    def _read(self, stage: StageSpec, *, is_trusted: bool = False) -> _Whole | None:
         """Return the stage where its record is there and every kept artefact has its size and hash."""
         folder = self.folder_of(stage)
         before = stamps_of([folder / RECORD])
@@ -221,7 +436,7 @@ class Store:
             record = read_record(folder)
             if record.fingerprint != stage.fingerprint:
                 raise DamagedRecordError("it is of another stage")
-            stamps = stamps_of_whole(folder, record)
+            stamps = stamps_of_whole(folder, record, is_trusted=is_trusted)
         except FileNotFoundError:
             return None
         except DamagedRecordError as problem:
@@ -252,6 +467,24 @@ class Store:
             self.noted(sentence)
 
 
+def unfinished(run: Path, name: str) -> Path | None:
+    """Return the folder of a run in which a stage is being made, or was; None: there is none.
+
+    Args:
+        run: The run folder.
+        name: The name of the stage's folder.
+    """
+    found = {}
+    for path in (run / "work").glob(f"{name}.*"):
+        own = _WORK.fullmatch(path.name)
+        if own is not None and path.is_dir() and not path.is_symlink():
+            found[int(own[2])] = path
+    if found:
+        return found[max(found)]
+    former = run / "stages" / name  # where earlier versions worked
+    return former if former.is_dir() and not (former / RECORD).exists() else None
+
+
 @dataclass(frozen=True)
 class _Whole:
     """A finished stage as it was read: the record, and the stamps of it and of the files that it lists as kept."""
@@ -272,6 +505,34 @@ def _stamps(found: FinishedStage) -> dict[Path, Stamp | None]:
     return stamps_of(found.folder / name for name in (RECORD, *found.stamps))
 
 
+def _is_lost(own: Claim) -> bool:
+    try:
+        own.check()
+    except ClaimLostError:
+        return True
+    return False
+
+
+def _is_finished(stage: StageSpec, folder: Path) -> bool:
+    """Return whether a folder of work holds a record, and all that it lists."""
+    try:
+        record = read_record(folder, stage.folder_name)
+        stamps_of_whole(folder, record)
+    except (OSError, DamagedRecordError):
+        return False
+    return record.fingerprint == stage.fingerprint and not record.has_discarded
+
+
+def _put_back(folder: Path, target: Path) -> None:
+    """Put back the folder that was moved aside, where the one that was to take its place did not."""
+    former = folder / FORMER
+    if former.is_dir() and not former.is_symlink():
+        if target.exists() or target.is_symlink():
+            remove(former)
+        else:
+            former.rename(target)
+
+
 def _remove_from(folder: Path, names: Collection[str]) -> None:
     for name in names:
         remove(folder / name)
@@ -280,10 +541,12 @@ def _remove_from(folder: Path, names: Collection[str]) -> None:
 def _finish(
     stage: StageSpec, folder: Path, work: Callable[[Path], Work], before: Mapping[str, Artefact]
 ) -> FinishedStage:
-    """Do the work and write the record; `before` are the artefacts of the discarded one that is made again."""
+    """Do the work and write the record into its folder; `before`: the artefacts of the one that is made again."""
     started = time.monotonic()
     done = work(folder)
     made = dict(files_made(folder, frozenset({*_UNLISTED, *stage.continues})))
+    for path in made.values():
+        flush(path)  # what the record lists is there whenever the record is
     found = stamps_of(made.values())
     artefacts = {name: artefact_of(path) for name, path in made.items()}
     timing = {"seconds": time.monotonic() - started, **done.timing}

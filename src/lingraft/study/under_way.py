@@ -1,7 +1,7 @@
 """What a run says of itself while it works, for those who only look at its folder.
 
-    runs/<name>/under_way.json            the stage at work and how far it is, what failed, and a sign of life
-               /stages/train-*/losses.jsonl   the losses of a training so far; gone when the record holds them
+    runs/<name>/under_way.json        the stages at work and how far they are, what failed, and a sign of life
+               /.../losses.jsonl      in the folder in which a training works, its losses so far
 
 A thread of its own writes both, at most once a second, so that work never waits for a disk. No result depends on them,
 and where they cannot be written the run goes on.
@@ -14,7 +14,7 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +35,7 @@ _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
 _SECONDS_UNTIL_LOST = 90.0  # without a sign, a process of another machine is taken for dead
 _SECONDS_ALIKE = 5.0  # by which two readings of one start differ where a clock is set
-_MOST_ANSWERS = 60
+MOST_ANSWERS = 60
 _MOST_CHARACTERS = 2000  # of a prompt or an answer
 
 
@@ -56,7 +56,7 @@ class Holder:
     @classmethod
     def this(cls) -> Holder:
         """Return this process."""
-        return cls(os.getpid(), _this_machine(), psutil.Process().create_time())
+        return cls(os.getpid(), this_machine(), psutil.Process().create_time())
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,15 @@ class FirstAnswer:
     prompt: str
     answer: str
 
+    @classmethod
+    def of(cls, task: str, prompt: str, answer: str) -> FirstAnswer:
+        """Return an answer as it can be written: cut, and without what UTF-8 does not have."""
+        return cls(_writable(task), _cut(prompt), _cut(answer))
+
 
 @dataclass(frozen=True)
 class StageAtWork:
-    """The stage that is at work.
+    """A stage that is at work.
 
     Attributes:
         folder: The name of its folder.
@@ -84,6 +89,10 @@ class StageAtWork:
         progress: How far it is; None: it has not said.
         updated: When it said so.
         answers: First answers, where it asks a model.
+        host: The name of the machine that makes it; empty: the one of the run's own process.
+        process: Its number there; 0: the run's own process makes it.
+        attempt: The number of the claim under which it is made; 0: not known.
+        label: Its name in progress lines.
     """
 
     folder: str
@@ -91,6 +100,10 @@ class StageAtWork:
     progress: StageProgress | None = None
     updated: float = 0.0
     answers: tuple[FirstAnswer, ...] = ()
+    host: str = ""
+    process: int = 0
+    attempt: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,21 +114,23 @@ class UnderWay:
         holder: Who wrote it.
         began: When this process took the run up, in seconds since 1970.
         sign: When it gave its last sign of life.
-        at_work: The stage at work; None: none is, such as before the first.
+        at_work: The stages at work, in the order in which they began.
         failed: Why stages failed, by the names of their folders.
         not_needed: Of the plan, the folders of stages that nothing unfinished reads.
         ended: How it ended; `no`: it is at work, or was killed.
+        at_once: The most stages that were at work at one time so far.
         format: Version of this file.
     """
 
     holder: Holder
     began: float
     sign: float
-    at_work: StageAtWork | None = None
+    at_work: tuple[StageAtWork, ...] = ()
     failed: dict[str, str] = field(default_factory=dict)
     not_needed: tuple[str, ...] = ()
     ended: Literal["no", "done", "stopped"] = "no"
-    format: Literal[1] = 1
+    at_once: int = 1
+    format: Literal[2] = 2
 
     def is_held(self, now: float) -> bool:
         """Return whether the process that wrote it still holds the run.
@@ -125,7 +140,7 @@ class UnderWay:
         if self.ended != "no":
             return False
         is_fresh = now - self.sign < _SECONDS_UNTIL_LOST
-        if self.holder.machine != _this_machine():
+        if self.holder.machine != this_machine():
             return is_fresh
         try:
             process = psutil.Process(self.holder.process)
@@ -138,8 +153,46 @@ class UnderWay:
             return True
 
 
+class LossLog:
+    """Keeps the losses of a training, until they are written: by whom, and when, says its owner.
+
+    Args:
+        path: The log; it is made with the first loss, and goes on behind those of an interrupted run.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._log: AppendLog[tuple[int, float]] | None = None
+        self._waiting: list[tuple[int, float]] = []
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._is_closed = False
+
+    def add(self, progress: StageProgress) -> None:
+        """Keep the loss of a step, where it has one."""
+        loss = _finite(progress.loss)
+        with self._lock:
+            if loss is not None and not self._is_closed:
+                self._waiting.append((progress.done, loss))
+
+    def write(self) -> None:
+        """Write what was added; where the disk refuses, it is left out: the record has all losses."""
+        with self._writing:
+            with self._lock:
+                waiting, self._waiting = self._waiting, []
+            if waiting:
+                with suppress(OSError):  # a full disk is for the stages to report
+                    if self._log is None:
+                        self._log = AppendLog(self._path, loss_of)
+                    self._log.append({"step": step, "loss": loss} for step, loss in waiting)
+
+    def close(self) -> None:
+        """Write nothing any more, as the record follows; what is being written is in the folder when this returns."""
+        with self._writing, self._lock:
+            self._waiting, self._is_closed = [], True
+
+
 class UnderWayFile:
-    """Writes what a run says of itself, while it is open."""
+    """Writes what a run says of itself, while it is open. Stages are named by their folders."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -147,9 +200,7 @@ class UnderWayFile:
         self._writing = threading.Lock()  # of the files; taken before the other
         self._said = UnderWay(Holder.this(), time.time(), time.time())
         self._is_new = True
-        self._losses: AppendLog[tuple[int, float]] | None = None
-        self._waiting: list[tuple[int, float]] = []
-        self._is_closed = False  # the folder of the stage at work
+        self._losses: dict[str, LossLog] = {}  # by stage
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_again_and_again, daemon=True)
 
@@ -164,7 +215,7 @@ class UnderWayFile:
         self._ended.set()
         self._thread.join()
         with self._lock:
-            at_work = None if kind is None else self._said.at_work
+            at_work = () if kind is None else self._said.at_work
             self._said = replace(self._said, at_work=at_work, ended="done" if kind is None else "stopped")
             self._is_new = True
         self._write()
@@ -174,57 +225,64 @@ class UnderWayFile:
         with self._lock:
             self._said, self._is_new = replace(self._said, not_needed=tuple(sorted(folders))), True
 
-    def started(self, folder: Path) -> None:
-        """Say that a stage begins to work in its folder."""
+    def started(self, stage: StageAtWork, losses: Path | None = None) -> None:
+        """Say that a stage begins to work.
+
+        Args:
+            stage: The stage; one of the same folder is begun anew.
+            losses: Where to write the losses of a training; None: who makes it writes them.
+        """
         with self._writing, self._lock:
-            at_work = StageAtWork(folder.name, time.time())
-            self._said, self._is_new = replace(self._said, at_work=at_work), True
-            self._losses, self._waiting, self._is_closed = None, [], False
-
-    def progressed(self, progress: StageProgress) -> None:
-        """Say how far the stage at work is."""
-        with self._lock:
-            if (at_work := self._said.at_work) is None:
-                return
-            known = replace(
-                progress,
-                loss=_finite(progress.loss),
-                tokens_per_second=_finite(progress.tokens_per_second),
-                seconds_left=_finite(progress.seconds_left),
-                mfu=_finite(progress.mfu),
-            )
-            now = time.time()
-            self._said = replace(self._said, at_work=replace(at_work, progress=known, updated=now))
+            others = tuple(one for one in self._said.at_work if one.folder != stage.folder)
+            failed = {name: why for name, why in self._said.failed.items() if name != stage.folder}
+            at_once = max(self._said.at_once, len(others) + 1)
+            self._said = replace(self._said, at_work=(*others, stage), failed=failed, at_once=at_once)
             self._is_new = True
-            if known.loss is not None and not self._is_closed:
-                self._waiting.append((known.done, known.loss))
+            if losses is not None:
+                self._losses[stage.folder] = LossLog(losses)
 
-    def answered(self, task: str, prompt: str, answer: str) -> None:
-        """Say what the model of the stage at work answered."""
-        one = FirstAnswer(_writable(task), _cut(prompt), _cut(answer))
-        with self._lock:
-            at_work = self._said.at_work
-            if at_work is not None and len(at_work.answers) < _MOST_ANSWERS:
-                at_work = replace(at_work, answers=(*at_work.answers, one))
-                self._said, self._is_new = replace(self._said, at_work=at_work), True
+    def progressed(self, folder: str, progress: StageProgress) -> None:
+        """Say how far a stage at work is."""
+        known = finite(progress)
+        self._change(folder, lambda stage: replace(stage, progress=known, updated=time.time()))
+        if (losses := self._losses.get(folder)) is not None:
+            losses.add(progress)
 
-    def worked(self) -> None:
+    def answered(self, folder: str, answer: FirstAnswer) -> None:
+        """Say what the model of a stage at work answered."""
+        self._change(
+            folder,
+            lambda stage: (
+                stage
+                if len(stage.answers) >= MOST_ANSWERS
+                else replace(stage, answers=(*stage.answers, answer))
+            ),
+        )
+
+    def worked(self, folder: str) -> None:
         """Say that the work is done and its record follows: nothing is written into the stage's folder any more."""
-        with self._writing, self._lock:  # what is being written is in the folder before its files are listed
-            self._losses, self._waiting, self._is_closed = None, [], True
+        if (losses := self._losses.pop(folder, None)) is not None:
+            losses.close()
 
-    def finished(self) -> None:
-        """Say that the stage at work is done."""
+    def finished(self, folder: str) -> None:
+        """Say that a stage is at work no more."""
+        self._losses.pop(folder, None)
         with self._lock:
-            self._said, self._is_new = replace(self._said, at_work=None), True
+            at_work = tuple(one for one in self._said.at_work if one.folder != folder)
+            self._said, self._is_new = replace(self._said, at_work=at_work), True
 
     def failed(self, folder: str, error: Exception) -> None:
         """Say why a stage failed."""
-        self._write()  # the losses that wait are of the stage at work
+        self._write()  # the losses that wait
+        self.finished(folder)
         with self._lock:
             reason = _writable(in_one_line(error)) or type(error).__name__
-            failed = self._said.failed | {folder: reason}
-            self._said, self._is_new = replace(self._said, failed=failed, at_work=None), True
+            self._said = replace(self._said, failed=self._said.failed | {folder: reason})
+
+    def _change(self, folder: str, change: Callable[[StageAtWork], StageAtWork]) -> None:
+        with self._lock:
+            at_work = tuple(change(one) if one.folder == folder else one for one in self._said.at_work)
+            self._said, self._is_new = replace(self._said, at_work=at_work), True
 
     def _write_again_and_again(self) -> None:
         while not self._ended.wait(_SECONDS_BETWEEN_WRITES):
@@ -234,37 +292,49 @@ class UnderWayFile:
         """Write what is new, and a sign of life where nothing was written for long."""
         with self._writing:
             with self._lock:
-                waiting, self._waiting = self._waiting, []
                 now = time.time()
-                is_due = self._is_new or now - self._said.sign >= _SECONDS_BETWEEN_SIGNS
+                is_due = self._is_new or abs(now - self._said.sign) >= _SECONDS_BETWEEN_SIGNS
                 if is_due:
                     self._said, self._is_new = replace(self._said, sign=now), False
-                said = self._said
+                said, losses = self._said, tuple(self._losses.values())
+            for log in losses:
+                log.write()
             with suppress(OSError):  # a full disk is for the stages to report
-                if waiting and said.at_work is not None:
-                    if self._losses is None:  # behind those of an interrupted run
-                        place = self._folder / "stages" / said.at_work.folder
-                        self._losses = AppendLog(place / LOSSES, _loss_of)
-                    self._losses.append({"step": step, "loss": loss} for step, loss in waiting)
-            with suppress(OSError):
                 if is_due:
                     write_json_atomically(self._folder / UNDER_WAY, to_json(said))
 
 
 class Heard(StageWatcher):
-    """Passes on what happens inside of a stage, and says it of the run."""
+    """Passes on what happens inside of a stage under its name, and says it of the run.
 
-    def __init__(self, watcher: StageWatcher, said: UnderWayFile) -> None:
-        self._watcher, self._said = watcher, said
+    Args:
+        watcher: Receives it.
+        stage: What is at work.
+        said: Of the run; None: nothing is said.
+        losses: See `UnderWayFile.started`.
+    """
+
+    def __init__(
+        self,
+        watcher: StageWatcher,
+        stage: StageAtWork,
+        said: UnderWayFile | None,
+        losses: Path | None = None,
+    ) -> None:
+        self._watcher, self._stage, self._said = watcher, stage, said
+        if said is not None:
+            said.started(stage, losses)
 
     def stage_progressed(self, progress: StageProgress) -> None:
         """See StageWatcher."""
-        self._said.progressed(progress)
-        self._watcher.stage_progressed(progress)
+        if self._said is not None:
+            self._said.progressed(self._stage.folder, progress)
+        self._watcher.stage_progressed(replace(progress, stage=self._stage.label))
 
     def answered(self, task: str, prompt: str, answer: str) -> None:
         """See StageWatcher."""
-        self._said.answered(task, prompt, answer)
+        if self._said is not None:
+            self._said.answered(self._stage.folder, FirstAnswer.of(task, prompt, answer))
         self._watcher.answered(task, prompt, answer)
 
     def freeze_plan(self, label: str, plan: Sequence[FreezePlanRow]) -> None:
@@ -281,9 +351,13 @@ class Heard(StageWatcher):
 
 
 def read_under_way(folder: Path) -> UnderWay | None:
-    """Return what a run says of itself; None: it has said nothing, or its file is damaged or of another version."""
+    """Return what a run says of itself; None: it has said nothing, or its file is damaged or of a later version."""
     try:
-        found: UnderWay = from_json(UnderWay, read_json(folder / UNDER_WAY))
+        content = read_json(folder / UNDER_WAY)
+        if isinstance(content, dict) and content.get("format") == 1:  # which knew one stage at work
+            own = content.get("at_work")
+            content = content | {"format": 2, "at_work": [] if own is None else [own]}
+        found: UnderWay = from_json(UnderWay, content)
     except (OSError, ValueError):
         return None
     return found
@@ -295,26 +369,43 @@ def losses_so_far(stage: Path) -> tuple[tuple[int, float], ...]:
     A training that went on from a checkpoint repeats steps; the later loss is that of the model.
     """
     found: list[tuple[int, float]] = []
-    for step, loss in rows_so_far(stage / LOSSES, _loss_of):
+    for step, loss in rows_so_far(stage / LOSSES, loss_of):
         while found and found[-1][0] >= step:
             found.pop()
         found.append((step, loss))
     return tuple(found)
 
 
-def _loss_of(row: dict[str, object]) -> tuple[int, float]:
+def loss_of(row: dict[str, object]) -> tuple[int, float]:
+    """Return a row of a log of losses: step and loss.
+
+    Raises:
+        ValueError: It is none.
+    """
     step, loss = row["step"], row["loss"]
     if not isinstance(step, int) or not isinstance(loss, float) or not math.isfinite(loss):
         raise ValueError("no loss")
     return step, loss
 
 
-def _this_machine() -> str:
+def this_machine() -> str:
+    """Return the name of this machine, with what tells its containers apart."""
     namespace = Path("/proc/self/ns/pid")  # containers of one machine number their processes each for itself
     try:
         return f"{platform.node()} {namespace.readlink()}"
     except OSError:
         return platform.node()
+
+
+def finite(progress: StageProgress) -> StageProgress:
+    """Return a progress without figures that JSON does not have."""
+    return replace(
+        progress,
+        loss=_finite(progress.loss),
+        tokens_per_second=_finite(progress.tokens_per_second),
+        seconds_left=_finite(progress.seconds_left),
+        mfu=_finite(progress.mfu),
+    )
 
 
 def _finite(value: float | None) -> float | None:

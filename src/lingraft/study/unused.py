@@ -17,20 +17,29 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
+from lingraft.claims import owner_of
 from lingraft.errors import ConfigError
 from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
+from lingraft.study.failures import FAILURES
 from lingraft.study.made import MADE
+from lingraft.study.store import FORMER, unfinished
 from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
 _STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
-_TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.part")  # of an atomic write that was killed
-_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, ".lock"})
+_WORK = re.compile(rf"({_STAGE.pattern.replace('(', '(?:', 1)})\.[1-9][0-9]*")  # of an owner of a stage
+_LOG = re.compile(r"[1-9][0-9]*\.(log|events\.jsonl)")
+_CLAIM = re.compile(r"[1-9][0-9]*")
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[a-z0-9_]{8})\.part")  # of an atomic write that was killed
+_OWN_FILES = frozenset({"study.yaml", "result.json", PLAN, MADE, UNDER_WAY, FAILURES})
+_OWN_FOLDERS = frozenset({"stages", "cache", "report", "work", "claims", "logs"})
 _OF_TRAINING = ("trainer", "task.json", LOSSES)  # what training leaves where it is killed
 _TEMPORARY_FILE = "temporary file of a run that was killed"
-_KEPT_IN_CACHE = re.compile(r"verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock")
-_ANSWERS = re.compile(r"answers-[0-9a-f]{16}\.jsonl|replay-[0-9a-f]{16}")
+_KEPT_IN_CACHE = re.compile(
+    r"(\.verdicts\.jsonl\.)?claims|verdicts\.jsonl|(manifest|contamination)-[0-9a-f]{16}\.json|.*\.lock"
+)
+_ANSWERS = re.compile(r"answers-[0-9a-f]{16}(\.[0-9]+)?\.jsonl|replay-[0-9a-f]{16}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +68,12 @@ class ListedStage:
     Attributes:
         name: Of its cell, or of what several share.
         is_continued: Whether the next run goes on with what an interrupted one left.
+        parents: The folders of the stages that it reads; empty in a file of an earlier version.
     """
 
     name: str
     is_continued: bool
+    parents: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -126,7 +137,9 @@ def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
     former = {
         name: label
         for name, label in before.items()
-        if name not in stages and _STAGE.fullmatch(name) and (folder / "stages" / name).is_dir()
+        if name not in stages
+        and _STAGE.fullmatch(name)
+        and ((folder / "stages" / name).is_dir() or unfinished(folder, name) is not None)
     }
     write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former, tuple(stages))))
 
@@ -139,15 +152,16 @@ def unused_stages(folder: Path) -> tuple[UnusedStage, ...]:
     """
     plan = read_plan(folder)
     found = []
-    for own in sorted((folder / "stages").iterdir()):
-        if _is_stage(own) and own.name not in plan.stages and (files := _contents(own)[0]):
+    for own in [*_paths_in(folder / "stages"), *_paths_in(folder / "work")]:
+        name = _stage_of(own)
+        if name is not None and name not in plan.stages and (files := _contents(own)[0]):
             found.append(
                 UnusedStage(
-                    name=plan.former.get(own.name),
-                    kind=own.name.partition("-")[0],
-                    path=f"stages/{own.name}",
+                    name=plan.former.get(name),
+                    kind=name.partition("-")[0],
+                    path=own.relative_to(folder).as_posix(),
                     bytes=sum(one.lstat().st_size for one in files),
-                    is_finished=_artefacts(own) is not None,
+                    is_finished=own.name == name and _artefacts(own) is not None,
                 )
             )
     return tuple(found)
@@ -171,27 +185,32 @@ def read_plan(folder: Path) -> RunPlan:
 
 
 def leftovers(folder: Path) -> Leftovers:
-    """Return what lies in a run folder besides what its study uses; its lock must be held.
+    """Return what lies in a run folder besides what its study uses; its claim must be held.
 
     What the study goes on with is not in it: checkpoints of an interrupted training, answers of an interrupted
-    evaluation, verdicts that were paid for.
+    evaluation, verdicts that were paid for; nor is what another process makes, such as on another machine.
 
     Raises:
         ConfigError: The folder is no run's, or has no plan.
     """
     plan = read_plan(folder)
     found = _Found()
-    for path in found.unknown(folder, _OWN_FILES | {"stages", "cache", "report"}):
+    for path in found.unknown(folder, _OWN_FILES | _OWN_FOLDERS):
+        if path.name == ".lock" and path.is_file():  # no version locks by it any more
+            found.add(path, "lock of an earlier version", [path])
+            continue
         found.foreign.append(path)
     for path in found.unknown(folder / "report", frozenset({"index.html"})):
         found.foreign.append(path)
     for path in found.unknown(folder / "stages"):
-        if not _is_stage(path):
+        if _stage_of(path) != path.name:
             found.foreign.append(path)
         elif (listed := plan.stages.get(path.name)) is None:
             found.sort_unlisted(path, plan.former.get(path.name))
         else:
             found.sort_listed(path, listed)
+    found.sort_work(folder, plan)
+    found.sort_claims_and_logs(folder, plan)
     is_finished = all(_artefacts(folder / "stages" / name) is not None for name in plan.stages)
     for path in found.unknown(folder / "cache"):
         if path.name == "encoded":
@@ -228,7 +247,7 @@ class _Found:
 
     def unknown(self, place: Path, known: frozenset[str] = frozenset()) -> list[Path]:
         """Sort what is in a folder, and return what is neither known by its name nor temporary nor a link."""
-        paths = sorted(place.iterdir()) if place.is_dir() and not place.is_symlink() else []
+        paths = _paths_in(place)
         self.foreign += (path for path in paths if path.is_symlink())
         paths = [path for path in paths if not path.is_symlink()]
         for path in paths:
@@ -260,10 +279,54 @@ class _Found:
                 continue
             elif one.relative_to(stage).parts[0] in _OF_TRAINING:
                 self.add(one, "what an interrupted training left", [one])
+            elif one.relative_to(stage).parts[0] == FORMER:
+                self.add(one, "what was made again since", [one])
             elif artefacts.get(one.relative_to(stage).as_posix()):
                 self.add(one, "artefact that `keep` discards", [one])
             elif not _is_ours(one, stage, artefacts):
                 self.foreign.append(one)
+
+    def sort_work(self, folder: Path, plan: RunPlan) -> None:
+        """Sort what owners of stages have made so far; nothing of one at work, or that the next goes on with."""
+        for path in self.unknown(folder / "work"):
+            name = _stage_of(path)
+            if name is None or name == path.name:
+                self.foreign.append(path)
+                continue
+            if owner_of(folder / "claims" / name) is not None:
+                continue
+            listed = plan.stages.get(name)
+            is_wanted = listed is not None and _artefacts(folder / "stages" / name) is None
+            if is_wanted and path == unfinished(folder, name):
+                assert listed is not None
+                if listed.is_continued or (path / RECORD).is_file():  # a finished one is only to be published
+                    continue
+            label = listed.name if listed is not None else plan.former.get(name)
+            files, others = _contents(path)
+            foreign = [one for one in files if not _is_ours(one, path, None)]
+            files, others = [one for one in files if one not in foreign], [*others, *foreign]
+            self.add(path, _named("unfinished attempt", label), files, others)
+
+    def sort_claims_and_logs(self, folder: Path, plan: RunPlan) -> None:
+        """Sort claims and logs: of stages that the study does not list they go with the stage."""
+        for place, pattern, what in ((folder / "claims", _CLAIM, "claim"), (folder / "logs", _LOG, "log")):
+            for path in self.unknown(place):
+                files, others = _contents(path)
+                ours = [one for one in files if one.parent == path and pattern.fullmatch(one.name)]
+                parts = [one for one in files if one.parent == path and _is_temporary(one)]
+                self.foreign += [*others, *(one for one in files if one not in ours and one not in parts)]
+                is_of_stage = _STAGE.fullmatch(path.name) is not None and path.is_dir()
+                is_idle = owner_of(folder / "claims" / path.name) is None
+                is_left = is_idle and not (
+                    path.name in plan.stages
+                    or (folder / "stages" / path.name).exists()
+                    or unfinished(folder, path.name) is not None
+                )
+                if is_of_stage and is_left and ours:
+                    self.add(path, f"{what} of a stage that is not there", [*ours, *parts])
+                elif is_idle:
+                    for one in parts:
+                        self.add(one, _TEMPORARY_FILE, [one])
 
 
 def remove(folder: Path, found: Leftover) -> None:
@@ -293,9 +356,16 @@ def _read_plan(folder: Path) -> RunPlan:
     )
 
 
-def _is_stage(path: Path) -> bool:
-    """Return whether a path is a stage's folder; a link is none, wherever it leads."""
-    return _STAGE.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+def _stage_of(path: Path) -> str | None:
+    """Return the stage that a folder is, or is an owner's work at; a link is none, wherever it leads."""
+    if path.is_symlink() or not path.is_dir():
+        return None
+    own = _WORK.fullmatch(path.name)
+    return own[1] if own else path.name if _STAGE.fullmatch(path.name) else None
+
+
+def _paths_in(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
 
 
 def _contents(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -330,7 +400,7 @@ def _artefacts(stage: Path) -> dict[str, bool] | None:
 def _is_ours(path: Path, stage: Path, artefacts: Mapping[str, bool] | None) -> bool:
     """Return whether a file in a stage's folder is one that lingraft writes there; `artefacts` are of its record."""
     inside = path.relative_to(stage)
-    if path.parent == stage and _is_temporary(path):
+    if (path.parent == stage and _is_temporary(path)) or inside.parts[0] == FORMER:
         return True
     if artefacts is None:  # what was written is not listed yet
         return not any(map(is_foreign, inside.parts))

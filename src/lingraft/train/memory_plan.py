@@ -59,6 +59,7 @@ class Setup:
         processes: That train it, each on a device of its own (on a processor, in one memory).
         sharded: Whether they divide weights, gradients and moments between them; else each has all.
         needs_logits: Whether strategies read the logits of all positions.
+        replicas: Groups of processes that each divide a whole model between them, where it is divided.
     """
 
     precision: Precision
@@ -69,6 +70,7 @@ class Setup:
     processes: int = 1
     sharded: bool = False
     needs_logits: bool = False
+    replicas: int = 1
 
     @classmethod
     def of(
@@ -80,6 +82,7 @@ class Setup:
         *,
         sharded: bool = False,
         needs_logits: bool = False,
+        replicas: int = 1,
     ) -> Setup:
         """Return how options of training, whose precision is resolved, train a model."""
         return cls(
@@ -91,6 +94,7 @@ class Setup:
             processes=processes,
             sharded=sharded,
             needs_logits=needs_logits,
+            replicas=replicas,
         )
 
     @property
@@ -282,7 +286,7 @@ def training_memory(
         held: See there, in bytes of whole weights: of a divided model each process holds its pieces.
     """
     frozen = shape.parameters - shape.trained
-    divided = setup.processes if setup.sharded else 1
+    divided = setup.processes // setup.replicas if setup.sharded else 1
     small = shape.in_four_bits
     weights = setup.trained_bytes * shape.trained + setup.frozen_bytes * (frozen - small) + _FOUR_BITS * small
     gradients = setup.trained_bytes * shape.trained

@@ -142,6 +142,7 @@ def train_phase(
     on_policy: OnPolicy | None = None,
     run: TrackedRun | None = None,
     cut: Cut | None = None,
+    replicas: int = 1,
 ) -> PhaseOutcome:
     """Train `model` in place on `encoded`, and leave it in eval mode: what trained in float32, the rest as it was.
 
@@ -179,6 +180,7 @@ def train_phase(
         run: What trackers call it; None: it is called by its folder.
         cut: How a step is computed so that it fits; None: as fast as fits the memory that is free, within what
             `training` says.
+        replicas: Groups of processes that each divide a whole model, where it is `sharded`; 1: all divide it.
 
     Returns:
         Counts, losses and times.
@@ -263,6 +265,7 @@ def train_phase(
             on_policy=on_policy,
             prepared=bits.remember,
             packing=layers.packing,
+            replicas=replicas,
         )
         forget_peak()
         tokens_after = [0, *accumulate(plan.tokens_per_step())]  # by number of steps done
@@ -357,7 +360,8 @@ def _chosen_cut(
         setup = Setup.of(training, compute, cut, processes, sharded=sharded, needs_logits=needs_logits)
         return training_memory(shape, batch.part(cut.pieces), setup, base=max(0, held_now(compute) - loaded))
 
-    free = free_memory(compute) // (processes if on_processor else 1)
+    of_node = int(os.environ.get("LOCAL_WORLD_SIZE", str(processes)))
+    free = free_memory(compute) // (of_node if on_processor else 1)
     chosen = [chosen_cut(batch, training, planned, free)]
     if processes > 1:
         PartialState(cpu=on_processor)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
@@ -18,37 +17,38 @@ import torch
 from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
-from lingraft.config.processes import check_processes
-from lingraft.errors import ConfigError, DiskError, LingraftError, disk_error
-from lingraft.models.workers import worker_count, worker_environment
+from lingraft.config.processes import asked_processes, check_processes
+from lingraft.errors import ConfigError, DiskError, LingraftError, NodeLostError, disk_error
+from lingraft.models.workers import worker_count
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
 from lingraft.train.checkpoints import FOLDER, make_folder
+from lingraft.train.nodes import (
+    FAILURE,
+    LINES,
+    LOG,
+    OUTCOME,
+    READY,
+    NodeAgent,
+    NodeTask,
+    OtherNodes,
+    free_endpoint,
+    other_nodes,
+)
 from lingraft.train.run import PhasePlan, PhaseTask, TrainedPhase, train_task
 from lingraft.train.watching import Progress
 
 TASK = "task.json"
-OUTCOME = "outcome.json"
-FAILURE = "failure.json"
-LOG = "workers.log"
-SHARDED = "--sharded"
 # What marks the workers' lines; libraries print others.
 PLAN = "lingraft-plan "
 PROGRESS = "lingraft-progress "
 NOTE = "lingraft-note "
 SAVED = "lingraft-saved "
-READY = "lingraft-ready "
-TORCHRUN = "LINGRAFT_TORCHRUN"  # the variable in which workers find its id
-# A scheduler signals every process. torchrun would kill the workers 30 seconds later, while they save: it hears no
-# signal. Its workers inherit that, until they listen themselves.
-_TORCHRUN = (
-    f"import os, signal; os.environ[{TORCHRUN!r}] = str(os.getpid()); "
-    f"signal.pthread_sigmask(signal.SIG_BLOCK, {[int(one) for one in stopping.SIGNALS]}); "
-    "from torch.distributed.run import main; main()"
-)
 _NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
+_FAILED_WITH = "a training process failed with"
 _SECONDS_BETWEEN_LOOKS = 0.1
+_SECONDS_TO_END = 5.0
 
 _PLANS, _PROGRESS, _TRAINED = TypeAdapter(PhasePlan), TypeAdapter(Progress), TypeAdapter(TrainedPhase)
 
@@ -62,16 +62,23 @@ class Processes:
         sharded: FSDP2 in place of DistributedDataParallel.
         answering: Processes that evaluate and generate replay, each with a whole model; None: `count`, where that is
             more than 1, else one an accelerator, one without any.
+        nodes: Machines that the `count` processes are on, alike many on each; those that answer are all on this one.
     """
 
     count: int = 1
     sharded: bool = False
     answering: int | None = None
+    nodes: int = 1
 
     @classmethod
-    def of(cls, processes: int | None, *, sharded: bool = False) -> Processes:
-        """Return what the options `--processes` and `--sharded` mean; None: the first was not given."""
-        return cls(1 if processes is None else processes, sharded, processes)
+    def of(cls, processes: int | None, *, sharded: bool = False, nodes: int = 1) -> Processes:
+        """Return what the options `--processes`, `--sharded` and `--nodes` mean; None: the first was not given.
+
+        Where torchrun started this command, it has said how many processes and nodes there are.
+        """
+        count, nodes = asked_processes(processes, nodes)
+        own = None if count is None else max(1, count // nodes)
+        return cls(1 if count is None else count, sharded, own, nodes)
 
     @property
     def workers(self) -> int:
@@ -80,19 +87,21 @@ class Processes:
         Raises:
             ConfigError: See `worker_count`.
         """
-        return worker_count(self.answering or (self.count if self.count > 1 else None))
+        return worker_count(self.answering or (self.count // self.nodes if self.count > 1 else None))
 
     def check(self) -> None:
         """Refuse what cannot run on this machine.
 
         Raises:
-            ConfigError: More processes than accelerators, none, or one that is to share with nobody.
+            ConfigError: More processes than accelerators, none, one that is to share with nobody, or a number that the
+                nodes cannot share.
         """
-        check_processes(self.count, sharded=self.sharded)
+        check_processes(self.count, sharded=self.sharded, nodes=self.nodes)
         devices = torch.accelerator.device_count() if torch.accelerator.is_available() else None
-        if devices is not None and self.count > devices:
+        if devices is not None and self.count // self.nodes > devices:
+            on = "" if self.nodes == 1 else f" on {self.nodes} nodes"
             raise ConfigError(
-                f"--processes {self.count}: there are {devices} accelerators, and each trains one."
+                f"--processes {self.count}{on}: there are {devices} accelerators here, and each trains one."
             )
         worker_count(self.answering)
 
@@ -105,7 +114,7 @@ def train_on(
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> TrainedPhase:
-    """Train a phase and write its checkpoint, in this process or on several of this machine.
+    """Train a phase and write its checkpoint, in this process or on several of this machine or of several machines.
 
     A signal is handed on to several: they finish the step, save it together and end.
 
@@ -118,39 +127,38 @@ def train_on(
 
     Raises:
         Stopped: A signal asked for it.
+        NodeLostError: Another machine has died or cannot be reached.
+        ConfigError: The processes are to be on several machines, and this process has joined no others, or fewer.
         LingraftError: What `train_task` raises here or in a worker, or the last lines that the workers printed where
             they died.
     """
     if processes.count == 1:
         return train_task(task, on_plan=on_plan, on_progress=on_progress, on_note=on_note)
+    others = None if processes.nodes == 1 else _others_of(processes)
     folder = task.folder / FOLDER
     make_folder(folder)
-    for left in (TASK, LOG, OUTCOME, FAILURE):  # whatever they are: a pipe would be waited for
-        remove(folder / left)
+    for left in (TASK, OUTCOME, FAILURE, *(one.name for one in folder.glob(f"*{LOG}")), *_old_lines(folder)):
+        remove(folder / left)  # whatever they are: a pipe would be waited for
     write_json_atomically(folder / TASK, task.model_dump(mode="json"))
-    # Safe paths: a file of the user's folder must not stand in for a library, nor be run.
-    torchrun = (sys.executable, "-P", "-c", _TORCHRUN, "--standalone")
-    worker = ("-m", "lingraft.train.worker", str(folder / TASK), str(os.getpid()))
-    environment = {**worker_environment(processes.count), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    log = folder / LOG
-    workers: list[int] = []
+    node_task = NodeTask(
+        folder / TASK,
+        processes.count // processes.nodes,
+        processes.nodes,
+        processes.sharded,
+        "" if others is None else free_endpoint(others.address()),
+        "" if others is None else uuid.uuid4().hex,
+    )
     with (
         stopping.finish_first(),
-        log.open("wb") as errors_go_here,
-        subprocess.Popen(
-            [*torchrun, f"--nproc-per-node={processes.count}", *worker, *([SHARDED] * processes.sharded)],
-            stdout=subprocess.PIPE,
-            stderr=errors_go_here,
-            text=True,
-            env=environment,
-            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on
-        ) as running,
-        _signals_handed_on(running, workers),
+        NodeAgent(node_task, 0, reads=others is not None) as agent,
+        _ended_with(others),
+        _signals_handed_on(agent),
     ):
-        assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith(READY):
-                workers.append(int(line.removeprefix(READY)))
+        assert agent.process.stdout is not None
+        if others is not None:
+            others.start(node_task)
+        for line in agent.process.stdout if others is None else _reported(node_task, agent, others):
+            agent.hear(line)
             if line.startswith(PLAN) and on_plan is not None:
                 on_plan(_PLANS.validate_json(line.removeprefix(PLAN)))
             if line.startswith(PROGRESS) and on_progress is not None:
@@ -168,8 +176,7 @@ def train_on(
                 raise DiskError(
                     f"{folder}: the disk is full: free some space, and run the same command again."
                 )
-            last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-            raise LingraftError("the training processes ended without a result:\n" + "\n".join(last))
+            raise LingraftError("the training processes ended without a result:\n" + _last_lines(folder))
         failure = read_json(folder / FAILURE)
         error: LingraftError = getattr(errors, failure["kind"], LingraftError)(failure["message"])
         raise error
@@ -177,30 +184,104 @@ def train_on(
     return trained
 
 
+def _others_of(processes: Processes) -> OtherNodes:
+    """Return the other nodes that processes are on.
+
+    Raises:
+        ConfigError: See `train_on`.
+    """
+    others = other_nodes()
+    if others is None or others.count != processes.nodes - 1:
+        there = 1 if others is None else others.count + 1
+        raise ConfigError(
+            f"--nodes {processes.nodes}: this command runs on {there}; start it on each node with torchrun "
+            f"(`torchrun --nnodes={processes.nodes} ... -m lingraft run ...`), or with --ray."
+        )
+    return others
+
+
+def _old_lines(folder: Path) -> list[str]:
+    return [one.name for one in folder.glob("lines-*")]
+
+
+def _last_lines(folder: Path) -> str:
+    """Return the last lines that torchrun and the workers printed, of each node."""
+    lines: list[str] = []
+    for log in sorted(folder.glob(f"*{LOG}")):
+        lines += log.read_text(encoding="utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
+    return "\n".join(lines)
+
+
 @contextmanager
-def _signals_handed_on(torchrun: subprocess.Popen[str], workers: list[int]) -> Iterator[None]:
+def _ended_with(others: OtherNodes | None) -> Iterator[None]:
+    """Let the other nodes kill what they still run at the end, whatever happens."""
+    try:
+        yield
+    finally:
+        if others is not None:
+            others.end()
+
+
+def _reported(task: NodeTask, agent: NodeAgent, others: OtherNodes) -> Iterator[str]:
+    """Return the lines of the first of all processes as they come, until the training is over on all nodes.
+
+    Raises:
+        NodeLostError: A node has died, or cannot be reached.
+    """
+    folder, torn, read = task.task.parent, "", 0
+
+    def new_lines() -> Iterator[str]:
+        nonlocal torn, read
+        if task.lines.exists():
+            with task.lines.open(encoding="utf-8") as lines:  # opened anew: a network's disk looks again then
+                lines.seek(read)
+                torn += lines.read()
+                read = lines.tell()
+        *whole, torn = torn.split("\n")
+        yield from whole
+
+    while agent.poll() is None and not (folder / OUTCOME).exists() and not (folder / FAILURE).exists():
+        yield from new_lines()
+        _refuse_lost(others)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    yield from new_lines()
+    if (folder / OUTCOME).exists():
+        until = time.monotonic() + _SECONDS_TO_END
+        while agent.poll() is None and time.monotonic() < until:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        agent.end()  # it would wait for the other nodes' agents, some of which may be gone
+        return
+    # Workers whose partner has died say that a connection is gone, before anybody knows of the node. One that refuses
+    # the task itself says so first, and the rest of it is not waited for.
+    until = time.monotonic() + others.patience
+    own = (folder / FAILURE).exists() and not read_json(folder / FAILURE)["message"].startswith(_FAILED_WITH)
+    while not own and time.monotonic() < until:
+        _refuse_lost(others)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        yield from new_lines()
+    agent.end()
+
+
+def _refuse_lost(others: OtherNodes) -> None:
+    problem = others.lost()
+    if problem is not None:
+        raise NodeLostError(problem)
+
+
+@contextmanager
+def _signals_handed_on(agent: NodeAgent) -> Iterator[None]:
     """Send a signal that this process gets to the workers that are there, once; leave no process behind on an error.
 
     Args:
-        torchrun: Leads a process group of its own, and so does each worker.
-        workers: The ids of those that can be asked to stop; it grows. While there are none, nothing is to be saved.
+        agent: Of this node. While it has no workers, nothing is to be saved. Those of other nodes need no word: they
+            agree on a stop after every step.
     """
-
-    def send(number: int) -> None:
-        for process in workers:
-            with suppress(ProcessLookupError):
-                os.kill(process, number)
-
-    def end() -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(torchrun.pid, signal.SIGKILL)  # workers that have not reported yet end with it
-        send(signal.SIGKILL)
 
     def hand_on() -> None:
         while not done.wait(_SECONDS_BETWEEN_LOOKS):
             number = stopping.requested()
             if number is not None:
-                send(number) if workers else end()
+                agent.stop(number)
                 return
 
     done = threading.Event()
@@ -209,7 +290,7 @@ def _signals_handed_on(torchrun: subprocess.Popen[str], workers: list[int]) -> I
     try:
         yield
     except BaseException:  # a second signal, or what a callback raised
-        end()
+        agent.end()
         raise
     finally:
         done.set()
@@ -221,24 +302,33 @@ def print_ready() -> None:
     print(f"{READY}{os.getpid()}", flush=True)
 
 
+def _report(line: str) -> None:
+    """Send the launcher a line: by a file, where it may be on another machine."""
+    if LINES in os.environ:
+        with Path(os.environ[LINES]).open("a", encoding="utf-8") as lines:
+            lines.write(f"{line}\n")
+    else:
+        print(line, flush=True)
+
+
 def print_saved(number: int) -> None:
     """Send the launcher what all processes have saved together, and the number of the signal that stopped them."""
-    print(SAVED + json.dumps([stopping.was_saved(), number]), flush=True)
+    _report(SAVED + json.dumps([stopping.was_saved(), number]))
 
 
 def print_note(sentence: str) -> None:
     """Send the launcher what happened to resumable checkpoints."""
-    print(NOTE + json.dumps(sentence), flush=True)
+    _report(NOTE + json.dumps(sentence))
 
 
 def print_plan(plan: PhasePlan) -> None:
     """Send the launcher what trains."""
-    print(PLAN + _PLANS.dump_json(plan).decode(), flush=True)
+    _report(PLAN + _PLANS.dump_json(plan).decode())
 
 
 def print_progress(progress: Progress) -> None:
     """Send the launcher where the phase stands."""
-    print(PROGRESS + _PROGRESS.dump_json(progress).decode(), flush=True)
+    _report(PROGRESS + _PROGRESS.dump_json(progress).decode())
 
 
 def write_outcome(folder: Path, trained: TrainedPhase) -> None:
@@ -253,5 +343,5 @@ def write_failure(folder: Path, error: Exception) -> None:
         return
     error = disk_error(error, folder) or error  # which stops the study, not this cell alone
     is_ours = isinstance(error, LingraftError)
-    message = str(error) if is_ours else f"a training process failed with {type(error).__name__}: {error}"
+    message = str(error) if is_ours else f"{_FAILED_WITH} {type(error).__name__}: {error}"
     write_json_atomically(path, {"kind": type(error).__name__, "message": message})

@@ -67,6 +67,8 @@ class PhaseTask(BaseModel):
     """What trackers call it."""
     cut: Cut | None = None
     """How a step is computed so that it fits; None: it is chosen when the model is in memory."""
+    replicas: int = 1
+    """Groups of processes, alike large, that each divide a whole model between them, where it is divided."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ def train_task(
         rules=rules,
         run=task.run,
         cut=task.cut,
+        replicas=task.replicas,
     )
     if sharded and frozen_mask and compute.precision == "bf16_pure":
         files = ModelWeights(task.parent, trust_remote_code=task.trust_remote_code)

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.parallelism_config import ParallelismConfig
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -112,6 +114,28 @@ def while_it_is_divided(model: nn.Module) -> Iterator[None]:
         del any_model.tie_weights
         for module, name in stored:
             module._non_persistent_buffers_set.discard(name)
+
+
+@contextmanager
+def divided_in_groups(accelerator: Accelerator, replicas: int) -> Iterator[None]:
+    """Let accelerate divide a model inside of groups of processes, which follow each other in rank; 1: between all.
+
+    It would also read the mesh where it deals batches, so the mesh is taken away again.
+    """
+    if replicas == 1:
+        yield
+        return
+    size = accelerator.num_processes // replicas
+    groups = ParallelismConfig(
+        dp_replicate_size=replicas, dp_shard_size=size, tp_size=1, cp_size=1, sp_size=1
+    )
+    state: Any = accelerator.state
+    before = state.parallelism_config, state.device_mesh
+    state.parallelism_config, state.device_mesh = groups, groups.get_device_mesh(accelerator.device.type)
+    try:
+        yield
+    finally:
+        state.parallelism_config, state.device_mesh = before
 
 
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -49,7 +49,7 @@ from lingraft.train.on_policy import OnPolicy
 from lingraft.train.packing import Packing, packed
 from lingraft.train.restrained import RestrainedTrainer
 from lingraft.train.saved_state import Saving, read_training, training_tensors, write_optimizer
-from lingraft.train.sharding import while_it_is_divided
+from lingraft.train.sharding import divided_in_groups, while_it_is_divided
 from lingraft.train.stochastic_rounding import StochasticRoundingAdamW
 
 if TYPE_CHECKING:
@@ -194,6 +194,7 @@ class PhaseTrainer(RestrainedTrainer):
         on_policy: Says what the rows are and what the loss is, where the model trains on its own answers.
         prepared: Called once, when the weights lie where they train, before a checkpoint is read into them.
         packing: How batches are packed; None: rows are padded.
+        replicas: Groups of processes that each divide a whole model; 1: all divide it.
     """
 
     def __init__(
@@ -211,8 +212,9 @@ class PhaseTrainer(RestrainedTrainer):
         on_policy: OnPolicy | None = None,
         prepared: Callable[[], None] = lambda: None,
         packing: Packing | None = None,
+        replicas: int = 1,
     ) -> None:
-        self._prepared = prepared
+        self._prepared, self._replicas = prepared, replicas
         options = {
             "lr": arguments.learning_rate,
             "betas": (arguments.adam_beta1, arguments.adam_beta2),
@@ -289,7 +291,8 @@ class PhaseTrainer(RestrainedTrainer):
     ) -> tuple[nn.Module, Any]:
         """Divide the model or copy it to all processes, as asked; then read a checkpoint."""
         own: Any = self.model
-        with while_it_is_divided(own) if self.is_fsdp_enabled else nullcontext():
+        groups = divided_in_groups(self.accelerator, self._replicas)
+        with while_it_is_divided(own) if self.is_fsdp_enabled else nullcontext(), groups:
             parent: Any = super()  # which says no types
             model, loader = parent._prepare_for_training(max_steps, train_dataloader, None)
         if self.is_fsdp_enabled:

@@ -16,9 +16,8 @@ from lingraft import stopping
 from lingraft.errors import LingraftError
 from lingraft.records import read_json
 from lingraft.stopping import Stopped
+from lingraft.train.nodes import SHARDED, TORCHRUN
 from lingraft.train.processes import (
-    SHARDED,
-    TORCHRUN,
     print_note,
     print_plan,
     print_progress,

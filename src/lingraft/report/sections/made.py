@@ -58,6 +58,7 @@ def _made_table(report: Report) -> Table | None:
         Column("cores", "that the process could use", is_detail=True),
         Column("threads", "that torch computed with", is_detail=True),
         Column("processes", "that trained a phase together", is_detail=True),
+        Column("engine", "what made the stages", is_detail=True),
         Column("memory", "of the machine", is_detail=True),
         Column("system", "operating system", is_detail=True),
         Column("Python", "version", is_detail=True),
@@ -89,6 +90,7 @@ def _row(one: Invocation) -> tuple[str, ...]:
         ),
         one.processor or ABSENT,
         *(Entry(str(number), number) for number in (one.cores, one.threads, one.processes)),
+        one.engine or "this process",
         *(memory, one.system, one.python, ", ".join(f"{name} {own}" for name, own in one.libraries.items())),
     )
 

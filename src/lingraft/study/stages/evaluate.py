@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
@@ -246,10 +247,6 @@ class Evaluate(StageSpec):
         # evaluation that a judge failed goes on with another one.
         decides = {key: asked.manifest[key] for key in ("evaluation", "libraries")}
         answers = fingerprint_of([self.model.identity, CHAT_IDENTITY, decides])
-        log = place.cache / f"answers-{answers}.jsonl"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        if (damage := AnswerLog(log).damage) is not None:
-            place.watcher.noted(damage)
         verdicts = place.cache / VERDICTS
         if asked.evaluation.judge is not None and (damage := mend_cache(verdicts)) is not None:
             place.watcher.noted(damage)
@@ -258,7 +255,10 @@ class Evaluate(StageSpec):
         backend = asked.evaluation.backend
         # A server that is started needs the memory of the accelerators.
         workers = asked.workers if isinstance(backend, str) or backend.server else 1
+        name = f"answers-{answers}"
         with (
+            # Another stage may ask the same model, such as for other tasks.
+            claim(place.cache / CLAIMS / name, patience=None) as held,
             answered_by(
                 workers,
                 files,
@@ -268,6 +268,9 @@ class Evaluate(StageSpec):
             ) as answering,
             ExitStack() as ends,
         ):
+            log = AnswerLog(place.cache / f"{name}.jsonl", held)
+            if log.damage is not None:
+                place.watcher.noted(log.damage)
             server = None
             if not isinstance(backend, str):
                 noted = partial(place.watcher.noted_of, self.label)
@@ -282,7 +285,7 @@ class Evaluate(StageSpec):
                 precision=compute.precision,
                 skip_missing=asked.skip_missing,
                 trust_remote_code=self.trust_remote_code,
-                log=log,
+                answers=log,
                 verdicts=verdicts,
                 resolved=asked.manifest,
                 answering=answering,
@@ -300,11 +303,11 @@ class Evaluate(StageSpec):
                 answering=answering,
                 on_progress=partial(place.progressed, unit="held-out answers"),
             )
-        write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
-        write_losses(place.folder / HELD_OUT, losses)
-        write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
-        if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
-            log.unlink(missing_ok=True)
+            write_predictions(place.folder / PREDICTIONS, evaluated.predictions)
+            write_losses(place.folder / HELD_OUT, losses)
+            write_json_atomically(place.folder / MANIFEST, evaluated.manifest.to_json())
+            if not has_missing_verdicts(evaluated.tasks):  # else the next try generates nothing again
+                log.remove()
         note = partial(place.watcher.noted_of, self.label)
         if len(losses) < len(asked.held_out):
             note(

@@ -113,18 +113,19 @@ class Train(StageSpec):
         """The model that training starts from."""
         return self.job.parent
 
-    def memory(self, batch: LargestBatch, cut: Cut, *, base: int = 0) -> MemoryPlan | None:
+    def memory(self, batch: LargestBatch, cut: Cut, *, base: int = 0, replicas: int = 1) -> MemoryPlan | None:
         """Return what it holds with a largest micro-batch; None: the model's shape is not known.
 
         Args:
             batch: The micro-batch, of all processes together.
             cut: How it is computed.
             base: Bytes that the process holds before.
+            replicas: See `Setup`.
         """
         job, shape, compute = self.job, self.job.shape, compute_for(self.job.training.precision)
         if shape is None:
             return None
-        setup = setup_of(job.composition, job.training, compute, cut, self.processes)
+        setup = setup_of(job.composition, job.training, compute, cut, self.processes, replicas)
         own = batch.part(self.processes.count * cut.pieces)  # rows are dealt to the processes
         return training_memory(shape, own, setup, base=base, held=held_bytes(job.composition, shape, compute))
 
@@ -138,20 +139,38 @@ class Train(StageSpec):
         setup = setup_of(self.job.composition, training, compute, Cut(), self.processes)
         return host_memory(shape, setup, saves=training.saves)
 
-    def cut(self, batch: LargestBatch, *, base: int = 0) -> Cut:
+    def replicas(self, batch: LargestBatch, *, base: int = 0) -> int:
+        """Return how many groups of processes each hold a whole model between them; see `memory`.
+
+        Where each of several nodes has room for it, its processes divide it between them, and only gradients travel
+        from node to node (HSDP, Zhao et al. 2023, arXiv 2304.11277, section 3.2.2); else all processes divide it.
+        """
+        nodes = self.processes.nodes
+        if nodes == 1 or not self.processes.sharded or self.processes.count == nodes:
+            return 1
+        planned = self.memory(batch, self.cut(batch, base=base, replicas=nodes), base=base, replicas=nodes)
+        return nodes if planned is not None and memory_problem(planned.total, self._room) is None else 1
+
+    @property
+    def _room(self) -> int:
+        """Bytes that are free for a process."""
+        compute = compute_for(self.job.training.precision)
+        # Processes of a node share its memory.
+        share = self.processes.count // self.processes.nodes if compute.device.type == "cpu" else 1
+        return free_memory(compute) // share
+
+    def cut(self, batch: LargestBatch, *, base: int = 0, replicas: int = 1) -> Cut:
         """Return how a micro-batch is computed so that it fits this machine, as fast as it can be; see `memory`."""
 
         def planned(cut: Cut) -> MemoryPlan:
-            found = self.memory(batch, cut, base=base)
+            found = self.memory(batch, cut, base=base, replicas=replicas)
             assert found is not None
             return found
 
-        training, compute = self.job.training, compute_for(self.job.training.precision)
+        training = self.job.training
         if self.job.shape is None:
             return Cut(checkpointing=bool(training.gradient_checkpointing))
-        share = self.processes.count if compute.device.type == "cpu" else 1  # processes share its memory
-        own = batch.part(self.processes.count)
-        return chosen_cut(own, training, planned, free_memory(compute) // share)
+        return chosen_cut(batch.part(self.processes.count), training, planned, self._room)
 
     @property
     def fullest(self) -> LargestBatch:
@@ -226,13 +245,16 @@ class Train(StageSpec):
         share = replayed / len(encoded.examples)
         shapes = BatchPlan(encoded.examples.lengths, job.training, job.seed).shapes
         largest = largest_batch(shapes, job.training.epochs * encoded.examples.predicted_tokens)
-        cut = self.cut(largest, base=held_now(compute))
-        planned = self.memory(largest, cut, base=held_now(compute))
+        replicas = self.replicas(largest, base=held_now(compute))
+        cut = self.cut(largest, base=held_now(compute), replicas=replicas)
+        planned = self.memory(largest, cut, base=held_now(compute), replicas=replicas)
         if (
             planned is not None
             and (problem := memory_problem(planned.total, free_memory(compute))) is not None
         ):
             note(problem)
+        if self.processes.nodes > 1:
+            note(_sentence_on_nodes(self.processes, replicas))
         for line in _notes_on_rows(job):
             place.watcher.noted(line)
         for line in notes_on_mix(job.composition, mix, encoded, max_length):
@@ -268,6 +290,7 @@ class Train(StageSpec):
             trust_remote_code=job.trust_remote_code,
             run=TrackedRun(place.run_name, job.label),
             cut=cut,
+            replicas=replicas,
         )
         trained = train_on(
             self.processes,
@@ -325,6 +348,8 @@ class Train(StageSpec):
             "resumed_from": outcome.resumed_from,
             "refused_checkpoints": outcome.refused_checkpoints,
             "processes": self.processes.count,
+            "nodes": self.processes.nodes,
+            "replicas": replicas if self.processes.sharded else self.processes.count,
             "compiled": outcome.compiled,
             "packed": outcome.packed,
             "pieces": cut.pieces,
@@ -336,7 +361,12 @@ class Train(StageSpec):
 
 
 def setup_of(
-    composition: Composition, training: Training, compute: Compute, cut: Cut, processes: Processes
+    composition: Composition,
+    training: Training,
+    compute: Compute,
+    cut: Cut,
+    processes: Processes,
+    replicas: int = 1,
 ) -> Setup:
     """Return how strategies, options of training and processes train a model."""
     return Setup.of(
@@ -346,6 +376,7 @@ def setup_of(
         processes.count,
         sharded=processes.sharded,
         needs_logits=composition.needs_logits,
+        replicas=replicas,
     )
 
 
@@ -354,6 +385,16 @@ def held_bytes(composition: Composition, shape: ModelShape, compute: Compute) ->
     return sum(
         part.held_bytes(shape.parameters, shape.trained, compute.held.itemsize) for part in composition.parts
     )
+
+
+def _sentence_on_nodes(processes: Processes, replicas: int) -> str:
+    if not processes.sharded:
+        how = "each has the whole model"
+    elif replicas == 1:
+        how = "all of them divide the model"
+    else:
+        how = "those of a node divide the model, and each node has all of it (HSDP)"
+    return f"{processes.count} processes on {processes.nodes} nodes train; {how}."
 
 
 def _notes_on_rows(job: TrainingJob) -> Iterator[str]:

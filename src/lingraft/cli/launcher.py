@@ -1,0 +1,95 @@
+"""A command that a launcher started once a process: the first process is the command, the others work for it or wait.
+
+torchrun and accelerate launch are understood, of commands that train; srun and mpirun with several tasks are refused.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from lingraft import launched
+from lingraft.errors import EXIT_DONE, EXIT_WRONG_INPUT, ConfigError
+
+if TYPE_CHECKING:
+    from lingraft.train.outer_nodes import OuterNodes
+
+_TRAIN = ("run", "adapt", "rescue")
+_MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
+_INSTEAD = (
+    "Start it once: `srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=GPUS "
+    "--rdzv-backend=c10d --rdzv-endpoint=FIRST_NODE:29500 --rdzv-id=$SLURM_JOB_ID -m lingraft run STUDY`, or in one "
+    "task with --ray."
+)
+
+_outer: OuterNodes | None = None
+
+
+def begin(arguments: Sequence[str], around: ExitStack, *, asks_for_help: bool) -> int | None:
+    """Find out what a launcher makes of this process.
+
+    Args:
+        arguments: Of the command line.
+        around: The other nodes are joined until it ends.
+        asks_for_help: Help needs one process.
+
+    Returns:
+        The exit code of a process that is not the command, when the command is over; None: run the command.
+
+    Raises:
+        ConfigError: In the first process: the command cannot be started so.
+    """
+    started = launched.take()
+    if started is None:
+        rank, problem = _copies(os.environ)
+        if problem is not None and not asks_for_help:
+            if rank == 0:
+                raise ConfigError(problem)
+            return EXIT_WRONG_INPUT
+        return EXIT_DONE if rank else None
+    if asks_for_help:
+        return EXIT_DONE if started.rank else None
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    if command not in _TRAIN or "--dry-run" in arguments:
+        if started.rank:
+            return EXIT_WRONG_INPUT
+        raise ConfigError(
+            f"`lingraft {command}` trains nothing, and a launcher started it {started.processes} times: start it once, "
+            "without torchrun."
+        )
+    from lingraft.train import outer_nodes
+
+    if started.rank:
+        return outer_nodes.wait_for_first(started)
+    from lingraft.train.nodes import joined
+
+    global _outer
+    _outer = outer_nodes.OuterNodes(started)
+    around.enter_context(joined(_outer))
+    return None
+
+
+def end(exit_code: int) -> None:
+    """Let the processes that wait for this one end with its exit code."""
+    if _outer is not None:
+        _outer.leave(exit_code)
+
+
+def _copies(environment: Mapping[str, str]) -> tuple[int, str | None]:
+    """Return which of several copies of the command this is, and what is wrong with them; None: there is one."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS")
+    if tasks is None and "SLURM_STEP_ID" in environment:
+        tasks = environment.get("SLURM_NTASKS")
+    if "SLURM_PROCID" in environment and _number(tasks) > 1:
+        return _number(environment["SLURM_PROCID"]), f"srun started lingraft {tasks} times. {_INSTEAD}"
+    for size, rank in _MPI:
+        if _number(environment.get(size)) > 1:
+            sentence = f"mpirun started lingraft {environment[size]} times. {_INSTEAD}"
+            return _number(environment.get(rank)), sentence
+    return 0, None
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0

@@ -1,0 +1,653 @@
+"""Stages as tasks of Ray: on a cluster that is started here and ends with the command, or on one that is there.
+
+Ray places the tasks, makes those of a lost process or node again, and waits for nodes that an autoscaler starts. All
+that tasks share lies in the run folder, so nothing but a small outcome comes back, and a lost one loses nothing.
+`ray` is imported inside of functions: no other module knows it.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import pickle
+import platform
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from lingraft import stopping
+from lingraft.config.ray_address import RAY_LOCAL, check_ray
+from lingraft.errors import ConfigError, LingraftError, in_one_line
+from lingraft.models.compute import compute_for
+from lingraft.stage import MODEL_LIBRARIES, StageSpec
+from lingraft.study.engines import LostError, Settled
+from lingraft.study.schedule import Node, Share
+from lingraft.study.stage_worker import Assignment, Outcome, make_stage
+
+_SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
+_SECONDS_FOR_NODES = 120.0  # that all nodes have to be looked at; each loads torch
+_SECONDS_BETWEEN_LOOKS = 0.2
+# Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
+_REAPER = """
+import os, signal, sys
+for process in [int(one) for one in sys.argv[1:] if not sys.stdin.read()]:
+    try:
+        os.kill(process, signal.SIGKILL)
+    except OSError:
+        pass
+"""
+_OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: what is sent is small, and memory is the stages'
+# What a task's libraries read of the driver's environment: caches, threads, what may be downloaded.
+_ENVIRONMENT = re.compile(
+    "(HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|LINGRAFT|OMP|MKL|GOMP|PYTORCH|NCCL|CUBLAS|XDG|OPENAI)_.*"
+)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What a task finds its way by on whatever node it is.
+
+    Attributes:
+        driver: The driver's host.
+        run: The run folder.
+        sign: A file in it that this driver wrote: who does not see it sees another folder.
+        folder: The driver's working directory, which relative paths are relative to.
+        python_path: The driver's, as far as Ray added to it.
+        environment: Variables that are to be as the driver's; None: to be unset.
+        threads: With which the driver computes.
+    """
+
+    driver: str
+    run: Path
+    sign: Path
+    folder: Path
+    python_path: tuple[str, ...]
+    environment: Mapping[str, str | None]
+    threads: int
+
+    def enter(self) -> None:
+        """Make this process, a worker of Ray, work as the driver would.
+
+        Raises:
+            ConfigError: This node does not see what it has to.
+        """
+        if not self.sign.exists():
+            raise ConfigError(
+                f"node {platform.node()}: does not see the run folder {self.run} of {self.driver}; name one that all "
+                "nodes share: --runs FOLDER, on a shared file system."
+            )
+        try:
+            os.chdir(self.folder)
+        except OSError:
+            raise ConfigError(
+                f"node {platform.node()}: has no folder {self.folder}, where the command was started; start it in one "
+                "that all nodes share."
+            ) from None
+        # Ray puts the driver's working directory first: a file there must not stand in for a library.
+        if str(self.folder) not in self.python_path:
+            sys.path[:] = [one for one in sys.path if one != str(self.folder)]
+        for name, value in self.environment.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        import torch
+
+        if torch.get_num_threads() != self.threads:
+            torch.set_num_threads(self.threads)
+
+
+class _AgainError(Exception):
+    """An attempt failed by something that may pass: Ray makes the task again.
+
+    Args:
+        outcome: How it ended.
+    """
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
+
+
+def _make(place: _Place, assignment: Assignment) -> Outcome:
+    """Make a stage, in a task of Ray.
+
+    The driver cancels a task to stop it, which is a SIGINT that nobody sent. Whoever sends SIGTERM (a spot machine that
+    goes, SLURM) wants the process to end: what is under way is saved, and Ray makes the task again where it can.
+    """
+    place.enter()
+    with _woken_by_cancelling():
+        outcome = make_stage(assignment)
+    if outcome.stopped not in (None, signal.SIGINT):
+        os._exit(stopping.EXIT_OF_SIGNAL + outcome.stopped)
+    if outcome.failure is not None and outcome.failure.may_pass:
+        raise _AgainError(outcome)
+    return outcome
+
+
+@contextmanager
+def _woken_by_cancelling() -> Iterator[None]:
+    """Let a cancelled task notice it at once: Ray only marks SIGINT as received, which no waiting call looks at."""
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    before = signal.signal(signal.SIGURG, lambda *_: None)
+    others = signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+
+    def wake() -> None:
+        while received := os.read(reads, 1):
+            if received[0] == signal.SIGINT:
+                signal.pthread_kill(
+                    main_thread, signal.SIGURG
+                )  # ends the call, and the handler of SIGINT runs
+
+    waking = threading.Thread(target=wake, daemon=True)
+    waking.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(others)
+        os.close(writes)
+        waking.join()
+        os.close(reads)
+        signal.signal(signal.SIGURG, before)
+
+
+@dataclass(frozen=True)
+class _NodeReport:
+    """What a node is like, as far as stages depend on it.
+
+    Attributes:
+        host: Its name.
+        versions: Of Python and libraries.
+        unseen: Of the paths that were asked for, those that it does not see.
+        precision: What `auto` is there; empty: it was not asked for.
+    """
+
+    host: str
+    versions: Mapping[str, str]
+    unseen: tuple[Path, ...]
+    precision: str
+
+
+def _versions() -> dict[str, str]:
+    return {"Python": platform.python_version(), **{name: version(name) for name in MODEL_LIBRARIES}}
+
+
+def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _NodeReport:
+    """Describe the node, in a task that has no card of its own."""
+    versions = _versions()
+    precision = ""
+    if (own := platform.node()) and place.sign.exists() and place.folder.is_dir():
+        place.enter()
+        if asks_precision:  # in a process that sees the cards
+            seen = {name: value for name, value in os.environ.items() if not name.endswith("VISIBLE_DEVICES")}
+            code = "from lingraft.models.compute import compute_for; print(compute_for('auto').precision)"
+            asked = subprocess.run(
+                [sys.executable, "-P", "-c", code], env=seen, capture_output=True, text=True, check=False
+            )
+            precision = asked.stdout.strip().rpartition("\n")[2]
+    unseen = tuple(one for one in (place.sign, place.folder, *paths) if not one.exists())
+    return _NodeReport(own, versions, unseen, precision)
+
+
+@dataclass
+class _AtWork:
+    """A task that was submitted."""
+
+    stage: StageSpec
+    share: Share
+
+
+class RayEngine:
+    """Makes stages as tasks of Ray; see `engines.Engine`. Ray queues and places them, and makes lost ones again.
+
+    Args:
+        run: The run folder.
+        address: `local`, `auto` or HOST:PORT.
+        retries: How often a task is made again whose process or node died, or that failed by something that may pass.
+        noted: Receives a sentence about what the stages wait for.
+
+    Attributes:
+        room: None: any number of stages is taken.
+    """
+
+    room: int | None = None
+
+    def __init__(
+        self, run: Path, address: str, *, retries: int = 2, noted: Callable[[str], None] = lambda _: None
+    ) -> None:
+        check_ray(address)
+        self.run = run.absolute()
+        self.address = address
+        self.retries = retries
+        self.noted = noted
+        self._around = ExitStack()
+        self._tasks: dict[Any, _AtWork] = {}
+        self._sign = self.run / "cache" / f"nodes-{uuid.uuid4().hex}"
+
+    def __enter__(self) -> RayEngine:
+        """Connect to the cluster, or start one.
+
+        Raises:
+            ConfigError: There is none, or it cannot be used from here.
+        """
+        import ray
+        import torch
+
+        with ExitStack() as around:
+            around.enter_context(_connected(self.address))
+            self._sign.parent.mkdir(parents=True, exist_ok=True)
+            self._sign.write_text(platform.node(), encoding="utf-8")
+            around.callback(self._sign.unlink, missing_ok=True)
+            environment: dict[str, str | None] = {
+                name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)
+            }
+            environment.setdefault("OMP_NUM_THREADS", None)  # Ray sets it to the number of a task's cores
+            place = _Place(
+                driver=platform.node(),
+                run=self.run,
+                sign=self._sign,
+                folder=Path.cwd(),
+                python_path=tuple(sys.path),
+                environment=environment,
+                threads=torch.get_num_threads(),
+            )
+            self._place = ray.put(place)
+            self._task = ray.remote(_make)
+            self._around = around.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, stack: TracebackType | None
+    ) -> None:
+        """Stop what is at work, which saves, and end a cluster that was started here."""
+        with self._around:
+            if self._tasks:
+                self._save_all()
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """The cluster's nodes that are alive."""
+        import ray
+        import torch
+
+        found = [one["Resources"] for one in ray.nodes() if one["Alive"]]
+        return tuple(
+            Node(
+                cards=int(one.get("GPU", 0)),
+                cpus=int(one.get("CPU", 0)),
+                memory_bytes=int(one["memory"]) if "memory" in one else None,
+                threads=torch.get_num_threads(),
+            )
+            for one in found
+        )
+
+    @property
+    def node(self) -> Node:
+        """The node with the most cards, of these the one with the most cores and memory."""
+        return max(self.nodes, key=lambda one: (one.cards, one.cpus, one.memory_bytes or 0))
+
+    @property
+    def cards(self) -> int:
+        """How many accelerators all nodes have together."""
+        return sum(one.cards for one in self.nodes)
+
+    def check_shares(self, shares: Sequence[tuple[StageSpec, Share]]) -> None:
+        """Refuse stages that no node can take, which would wait for ever.
+
+        On a cluster that starts nodes by itself, say what they wait for.
+
+        Raises:
+            ConfigError: A stage needs more than any node has, and there will be no other.
+        """
+        nodes = self.nodes
+        for stage, share in shares:
+            if any(_fits(share, node) for node in nodes):
+                continue
+            largest = max(nodes, key=lambda one: (one.cards, one.cpus))
+            text = (
+                f"{stage.name} needs {_share_text(share)}, and no node has that (the largest has "
+                f"{_node_text(largest)})"
+            )
+            if _starts_nodes():
+                self.noted(f"{text}: it waits until the cluster starts such a node.")
+                return
+            raise ConfigError(
+                f"--ray {self.address}: {text}; add a node to the cluster, or give a smaller --processes or a smaller "
+                "model."
+            )
+
+    def check_nodes(self, stages: Sequence[StageSpec], *, asks_precision: bool) -> None:
+        """Refuse a cluster whose nodes would make other stages, or cannot read what these read.
+
+        Args:
+            stages: Those that are to be made.
+            asks_precision: `precision: auto` was asked for, which every node has to resolve alike.
+
+        Raises:
+            ConfigError: A node does not see a folder or file, has other versions, or computes in another precision.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        alive = [one for one in ray.nodes() if one["Alive"] and one["Resources"].get("CPU")]
+        if self.address == RAY_LOCAL or len(alive) == 0:
+            return
+        paths = tuple(one for one in _paths_in(stages) if one.exists())
+        look = ray.remote(_look)
+        asked = {
+            look.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(one["NodeID"], soft=False),
+            ).remote(self._place, paths, asks_precision): one
+            for one in alive
+        }
+        own = compute_for("auto").precision if asks_precision else ""
+        waiting = list(asked)
+        began = time.monotonic()
+        while waiting:
+            ready, waiting = ray.wait(waiting, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+            for one in ready:
+                host = asked[one]["NodeManagerHostname"]
+                try:
+                    report = ray.get(one)
+                except ray.exceptions.RayError as error:
+                    raise ConfigError(
+                        f"node {host}: no task of lingraft can run there ({_reason(error)}); install the same versions "
+                        "of lingraft and its libraries on all nodes."
+                    ) from None
+                self._check_report(report, own)
+            if waiting and time.monotonic() - began > _SECONDS_FOR_NODES:
+                hosts = ", ".join(asked[one]["NodeManagerHostname"] for one in waiting)
+                raise ConfigError(
+                    f"--ray {self.address}: no answer from {hosts} in {_SECONDS_FOR_NODES:.0f} seconds; look at "
+                    "`ray status`, or take the node out of the cluster."
+                )
+
+    def _check_report(self, report: _NodeReport, precision: str) -> None:
+        for name, own in _versions().items():
+            if (theirs := report.versions[name]) != own:
+                raise ConfigError(
+                    f"node {report.host}: has {name} {theirs}, and this machine {own}, so that stages would be others "
+                    "there; install the same versions on all nodes."
+                )
+        for path in report.unseen:
+            if path == self._sign:
+                raise ConfigError(
+                    f"node {report.host}: does not see the run folder {self.run}; name one that all nodes share: "
+                    "--runs FOLDER, on a shared file system."
+                )
+            raise ConfigError(
+                f"node {report.host}: does not see {path}; put it where all nodes see it under the same path."
+            )
+        if report.precision != precision:
+            raise ConfigError(
+                f"precision: auto is {precision} on this machine and {report.precision} on node {report.host}, and a "
+                "study has one; name it: training.precision=bf16 evaluate.precision=bf16 (or float32)."
+            )
+
+    def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
+        """Take a stage; it begins when a node has its share free."""
+        assignment = Assignment.of(self.run, stage, share, with_artefacts=with_artefacts)
+        options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.cards}
+        if share.memory_bytes is not None:
+            options["memory"] = share.memory_bytes
+        task = self._task.options(
+            name=stage.name, max_retries=self.retries, retry_exceptions=[_AgainError], **options
+        )
+        self._tasks[task.remote(self._place, assignment)] = _AtWork(stage, share)
+
+    def wait(self, seconds: float) -> list[Settled]:
+        """Return what is settled, as soon as anything is, or nothing after `seconds`.
+
+        Raises:
+            Stopped: A signal asked for it; what was at work is saved.
+        """
+        import ray
+
+        until = time.monotonic() + seconds
+        with stopping.finish_first():
+            while True:
+                if stopping.requested() is not None:
+                    self._save_all()
+                    return []  # `finish_first` raises
+                left = min(max(until - time.monotonic(), 0.0), _SECONDS_BETWEEN_LOOKS)
+                if self._tasks:
+                    ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=left)
+                    if ready:
+                        ready, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
+                        return [self._settled(one, self._tasks.pop(one).stage) for one in ready]
+                else:
+                    time.sleep(left)
+                if time.monotonic() >= until:
+                    return []
+
+    def _settled(self, task: Any, stage: StageSpec) -> Settled:
+        """Return how a task ended, after all of its attempts."""
+        import ray
+
+        try:
+            outcome: Outcome = ray.get(task)
+        except _AgainError as error:
+            outcome = error.outcome
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.NodeDiedError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.ObjectLostError,
+        ) as error:
+            times = f"{self.retries + 1} times" if self.retries else "once"
+            return Settled(
+                stage,
+                LostError(
+                    f"{stage.name}: the process or the node that made it died, {times} ({_reason(error)}). What it had "
+                    f"saved stays; look into {_session_logs()}, and run the same command again."
+                ),
+            )
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause
+            return Settled(
+                stage, cause if isinstance(cause, LingraftError) else LingraftError(_reason(error))
+            )
+        return Settled(stage, None if outcome.failure is None else outcome.failure.error, outcome.where)
+
+    def _save_all(self) -> None:
+        """Ask all tasks of this engine, and no others, to save and end, and wait until they have."""
+        import ray
+
+        for task in self._tasks:
+            ray.cancel(task)
+        for task in list(self._tasks):
+            with suppress(ray.exceptions.RayError, _AgainError):
+                saved = ray.get(task).saved
+                if saved:
+                    stopping.saved(saved)
+            del self._tasks[task]
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[None]:
+    """Be connected to a cluster, inside; one that was started here ends then.
+
+    Raises:
+        ConfigError: There is none at the address, or this machine is no node of it.
+    """
+    import ray
+
+    if ray.is_initialized():  # by a script that calls lingraft: its cluster, and it ends it
+        yield
+        return
+    target = address if address == RAY_LOCAL else _found(address)
+    before = set(psutil.Process().children())
+    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address == RAY_LOCAL:
+        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
+    with _silent():
+        try:
+            with _signals_kept():
+                ray.init(target, **options)
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+            ray.shutdown()
+            if address == RAY_LOCAL:
+                raise ConfigError(
+                    f"--ray {address}: Ray cannot be started on this machine ({in_one_line(error)}); take --workers."
+                ) from None
+            raise ConfigError(
+                f"--ray {address}: this machine cannot use the cluster at {target} ({in_one_line(error)}). It has to "
+                f"be a node of it, with the same versions of Ray and Python: ray start --address={target}"
+            ) from None
+        try:
+            with _reaped(before) if address == RAY_LOCAL else nullcontext():
+                yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _reaped(others: Collection[psutil.Process]) -> Iterator[None]:
+    """Let no process that this one has started, but `others`, outlive it, however it ends inside."""
+    started = [one for one in psutil.Process().children() if one not in others]
+    processes = [str(one.pid) for each in started for one in (each, *each.children(recursive=True))]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _REAPER, *processes],
+        stdin=subprocess.PIPE,  # whose end it reads when this process is gone
+        start_new_session=True,
+    ) as reaper:
+        try:
+            yield
+        finally:
+            reaper.kill()
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep the handlers that Ray replaces; what it starts inside hears no SIGTERM and SIGHUP.
+
+    Schedulers send these to all processes, and Ray's own must not end before the stages have saved.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    handlers = {one: signal.getsignal(one) for one in stopping.SIGNALS} if is_main else {}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        for one, handler in handlers.items():
+            signal.signal(one, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that came meanwhile is heard now
+
+
+def _found(address: str) -> str:
+    """Return the HOST:PORT of a cluster that answers.
+
+    Raises:
+        ConfigError: None does.
+    """
+    from ray._private.services import canonicalize_bootstrap_address
+
+    where: str | None = canonicalize_bootstrap_address(address)
+    if where is None:
+        raise ConfigError(
+            f"--ray {address}: this machine is no node of a cluster, and RAY_ADDRESS is not set. Start one by `ray "
+            "start --head`, give its HOST:PORT, or take `--ray local` for this machine alone."
+        )
+    host, _, port = where.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"--ray {address}: no cluster answers at {where} ({in_one_line(error)}). `ray start --head` prints the "
+            "address of a new one; `--ray local` needs none."
+        ) from None
+    return where
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep from the terminal what Ray logs and prints; its own files have all of it."""
+    import ray._private.worker as printing
+
+    logger = logging.getLogger("ray")
+    before = logger.level, logger.propagate, getattr(printing, "print_to_stdstream", None)
+    logger.setLevel(logging.CRITICAL)
+    logger.propagate = False
+    printing.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
+        printing.print_to_stdstream = before[2]
+
+
+def _session_logs() -> str:
+    """Return the folder of Ray's own logs on the driver's node."""
+    import ray
+
+    node = ray._private.worker._global_node
+    return f"{node.get_session_dir_path()}/logs"
+
+
+def _starts_nodes() -> bool:
+    """Return whether the cluster has an autoscaler that may start nodes of other kinds."""
+    from ray._private.state import state
+
+    return bool(state.get_max_resources_from_cluster_config())
+
+
+def _fits(share: Share, node: Node) -> bool:
+    return (
+        share.cards <= node.cards
+        and share.cpus <= node.cpus
+        and (
+            share.memory_bytes is None or node.memory_bytes is None or share.memory_bytes <= node.memory_bytes
+        )
+    )
+
+
+def _share_text(share: Share) -> str:
+    parts = [f"{share.cards} cards"] * bool(share.cards) + [f"{share.cpus} processor cores"]
+    return ", ".join(parts) + (
+        "" if share.memory_bytes is None else f", {share.memory_bytes / 1e9:.1f} GB of memory"
+    )
+
+
+def _node_text(node: Node) -> str:
+    memory = "" if node.memory_bytes is None else f", {node.memory_bytes / 1e9:.1f} GB of memory"
+    return f"{node.cards} cards, {node.cpus} processor cores{memory}"
+
+
+def _reason(error: BaseException) -> str:
+    """Return the last line of what Ray says of an error, whose lines before are a stack."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:300] if lines else type(error).__name__
+
+
+def _paths_in(stages: Sequence[StageSpec]) -> list[Path]:
+    """Return the absolute form of every path that the stages name: of models, tables, tasks."""
+    found: dict[Path, None] = {}
+
+    class Finder(pickle.Pickler):
+        def persistent_id(self, value: Any) -> None:
+            if isinstance(value, Path):
+                found[value.absolute()] = None
+
+    for stage in stages:
+        Finder(io.BytesIO()).dump(stage)
+    return list(found)
