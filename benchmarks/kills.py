@@ -228,7 +228,7 @@ def _kill_until_finished(
             running = begin(study, runs, *options, stdout=said)
         is_driver = False
         while not is_driver and killed.kinds.total() < kills:
-            time.sleep(chance.uniform(0, seconds / 2))
+            time.sleep(chance.uniform(0, seconds / 4))
             if running.poll() is not None:
                 break
             before = _marks(runs)
@@ -297,7 +297,7 @@ def _unfinished(run: Path) -> list[str]:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []
 

@@ -13,7 +13,11 @@ from lingraft.errors import ConfigError
 
 def copy(
     name: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="Name of a recipe or of a file for clusters: `lingraft ls recipes`, `lingraft ls clusters`.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Name of a recipe or of a file for clusters: `lingraft ls recipes`, `lingraft ls clusters`.",
+        ),
     ],
     destination: Annotated[
         Path | None, typer.Argument(help="File to write; default: its own name, here.")
