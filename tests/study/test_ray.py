@@ -34,7 +34,7 @@ def study_file(folder: Path, model: Path, **changes: Any) -> Path:
         "measures": ["mpd"],
         "evaluate": {
             "task_ability": [{"task": "worldbook", "limit": 2, "max_new_tokens": 2}],
-            "language_ability": [],
+            "language_ability": [{"task": "worldbook", "limit": 2, "max_new_tokens": 2}],
             "precision": "float32",
         },
         **changes,

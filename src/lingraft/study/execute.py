@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -222,18 +221,15 @@ class Executor:
         stage = self._at_work.pop(attempt.stage.fingerprint)
         if self._follower is not None:
             self._follower.end(stage)
-        error, found = attempt.error, self.store.find(stage)
-        if error is None and found is None:
-            error = LingraftError(
-                f"{self.store.folder_of(stage)}: was made by {attempt.where}, and is not seen here; the run folder has "
-                "to be on a disk that all machines share."
-            )
-        if error is None and found is not None:
+        error = attempt.error
+        try:
+            if error is None and self._follower is not None:
+                self._report(stage, self.store.take_over(stage), worked=True)
+        except LingraftError as missing:
+            error = missing
+        if error is None:
             self._over.add(stage.fingerprint)
-            if self._follower is not None:
-                self._report(stage, replace(found, reused=False), worked=True)
             return True
-        assert error is not None
         is_made_again = attempt.may_pass and self._retries[stage.fingerprint] < retries
         record_failure(
             self.store.folder, stage.folder_name, error, where=attempt.where, is_made_again=is_made_again

@@ -161,7 +161,8 @@ def _make(assignment: Assignment) -> None:
             events.worked()
         return done
 
-    store.run(stage, work, with_artefacts=assignment.with_artefacts)
+    with store:
+        store.run(stage, work, with_artefacts=assignment.with_artefacts)
 
 
 def work_on(stage: StageSpec, folder: Path, store: Store, watcher: StageWatcher, shelf: Shelf[Any]) -> Work:
