@@ -224,8 +224,8 @@ def _kill_until_finished(
 ) -> None:
     """Run a study until it is finished, and kill a process every now and then, so often at most."""
     while True:
-        with (runs.parent / "said").open("w") as said:
-            running = begin(study, runs, *options, stdout=said)
+        with (runs.parent / "said").open("w") as output:
+            running = begin(study, runs, *options, stdout=output)
         is_driver = False
         while not is_driver and killed.kinds.total() < kills:
             time.sleep(chance.uniform(0, seconds / 4))
@@ -262,11 +262,11 @@ def _kill_until_finished(
                 for name, mark in before.items()
                 if after.get(name, mark) != mark
             ]
-        _, told = running.communicate(timeout=_LONGEST_SECONDS)
+        _, said = running.communicate(timeout=_LONGEST_SECONDS)
         if running.returncode == 0:
             return
         if running.returncode != -signal.SIGKILL:
-            sys.exit(f"the run fails with {running.returncode}:\n{told}")
+            sys.exit(f"the run fails with {running.returncode}:\n{said}")
 
 
 def _lost(runs: Path, expected: dict[str, bytes], killed: _Killed) -> list[str]:
@@ -303,11 +303,11 @@ def _command(process: psutil.Process) -> list[str]:
 
 
 def _until_finished(begin: _Begin, study: Path, runs: Path, *options: str) -> None:
-    with (runs.parent / "said").open("w") as said:
-        running = begin(study, runs, *options, stdout=said)
-    _, told = running.communicate(timeout=_LONGEST_SECONDS)
+    with (runs.parent / "said").open("w") as output:
+        running = begin(study, runs, *options, stdout=output)
+    _, said = running.communicate(timeout=_LONGEST_SECONDS)
     if running.returncode != 0:
-        sys.exit(f"the undisturbed run fails:\n{told}")
+        sys.exit(f"the undisturbed run fails:\n{said}")
 
 
 def _send(number: int, running: subprocess.Popen[str] | _Forked, result: Path) -> bool:
