@@ -12,7 +12,7 @@ moment at which the command takes signals (of SIGKILL: its start) and the time t
     python benchmarks/kills.py --workers 2 --kill 100
 
 With `--workers` every signal is a SIGKILL of one process at random: one that makes a stage, another that the command
-has started, or (one in four) the command itself, which is then started again. The records are those of an undisturbed
+has started, or (one in seven) the command itself, which is then started again. The records are those of an undisturbed
 run without workers; beside what is finished, nothing is made twice but what the killed process had under way.
 """
 
@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE
 _CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell shows -9 as 137
 _LONGEST_SECONDS = 300
 _SECONDS_TO_END = 15.0  # of processes whose command was killed
-_SHARE_OF_DRIVERS = 0.25
+_SHARE_OF_DRIVERS = 0.15
 _Begin = Callable[..., "subprocess.Popen[str] | _Forked"]
 _LAST_LINE = "Report: "  # of the result
 
@@ -241,7 +241,9 @@ def _kill_until_finished(
                 if "lingraft.study.pool_worker" in _command(one)
                 or _command(one) == _command(psutil.Process())
             ]
-            is_driver = chance.random() < _SHARE_OF_DRIVERS or not others
+            is_driver = chance.random() < _SHARE_OF_DRIVERS
+            if not (is_driver or others):  # it has started none yet
+                continue
             victim = driver if is_driver else chance.choice(makers or others)
             kind = "the command" if is_driver else "a worker" if victim in makers else "another process"
             try:
