@@ -25,6 +25,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -186,6 +187,19 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
                 )
         time.sleep(pause)
         pause = min(2 * pause, longest, SECONDS_UNTIL_LOST / 10)
+
+
+def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Claim:
+    """Take a claim, however long its owner lives; a sentence is noted where one is waited for.
+
+    Raises:
+        ConfigError, OSError: See `claim`.
+    """
+    try:
+        return claim(folder)
+    except ClaimedError as error:
+        noted(f"{what}: made by {error.owner or 'another process'} just now; waiting for it.")
+        return claim(folder, patience=None)
 
 
 def owner_of(folder: Path) -> Owner | None:
