@@ -4,7 +4,7 @@
 #   make image TORCH=cuda     lingraft:cuda
 #   make image-test           runs `make test` inside
 #
-# Another BASE needs apt, and Python 3.11 or later as python3, with venv. CUDA's libraries come with torch's wheels: of the
+# Another BASE needs apt, and Python 3.11.5 or later as python3, with venv. CUDA's libraries come with torch's wheels: of the
 # machine only the driver is needed, which NVIDIA's container toolkit mounts.
 ARG BASE=python:3.11-slim-bookworm
 
