@@ -203,7 +203,7 @@ def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Cl
 
 
 def owner_of(folder: Path) -> Owner | None:
-    """Return who owns a thing, as far as it can be told at once; None: nobody does, or it cannot be read.
+    """Return who owns a thing, as far as it can be known at once; None: nobody does, or it cannot be read.
 
     The owner on another machine may be dead for all that is known.
     """
