@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 from tiny_study import NAME, records
 
@@ -68,6 +71,63 @@ def run(study: Path, runs: Path, log: Path) -> Ended:
     _, status = os.waitpid(process, 0)
     output = log.read_text(encoding="utf-8", errors="replace")
     return Ended(os.waitstatus_to_exitcode(status), output, time.monotonic() - started)
+
+
+def fork_workers() -> None:
+    """Let the workers of `--workers` be forked from the process that starts them."""
+    from lingraft.study import pool
+
+    vars(pool)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedWorker})
+
+
+class _ForkedWorker:
+    """As much of `subprocess.Popen` as `study.pool` uses of a worker."""
+
+    def __init__(self, command: list[str], *, stdout: IO[bytes], env: Mapping[str, str], **_: object) -> None:
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid:
+            return
+        try:
+            from lingraft import stopping
+
+            os.setsid()
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stdout.fileno(), 2)
+            os.environ.update(env)
+            stopping._state = stopping._State()
+            stopping._state.settled = True
+            sys.argv = ["pool_worker", *command[-2:]]
+            from lingraft.study.pool_worker import main
+
+            main()
+        finally:
+            os._exit(0)
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        if self.returncode is None:
+            process, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if process else None
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code when it has ended."""
+        until = time.monotonic() + (timeout or 60)
+        while (code := self.poll()) is None:
+            if time.monotonic() > until:
+                raise subprocess.TimeoutExpired("worker", timeout or 60)
+            time.sleep(0.005)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal to it while it runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(signal.SIGKILL)
 
 
 def found(runs: Path) -> dict[str, str | bytes]:

@@ -12,7 +12,7 @@ moment at which the command takes signals (of SIGKILL: its start) and the time t
     python benchmarks/kills.py --workers 2 --kill 100
 
 With `--workers` every signal is a SIGKILL of one process at random: one that makes a stage, another that the command
-has started, or (one in four) the command itself, which is then started again. The records are those of an undisturbed
+has started, or (one in seven) the command itself, which is then started again. The records are those of an undisturbed
 run without workers; beside what is finished, nothing is made twice but what the killed process had under way.
 """
 
@@ -28,12 +28,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import psutil
-from forked_study import preload
+from forked_study import fork_workers, preload
 from tiny_study import NAME, make_study, records, start
 
 from lingraft.study.event_log import attempt_so_far, attempts_of
@@ -43,7 +44,8 @@ _SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE
 _CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell shows -9 as 137
 _LONGEST_SECONDS = 300
 _SECONDS_TO_END = 15.0  # of processes whose command was killed
-_SHARE_OF_DRIVERS = 0.25
+_SHARE_OF_DRIVERS = 0.15
+_Begin = Callable[..., "subprocess.Popen[str] | _Forked"]
 _LAST_LINE = "Report: "  # of the result
 
 
@@ -51,7 +53,8 @@ def main() -> int:
     """Return 0 where nothing was lost."""
     asked = _asked()
     if asked.workers:
-        return _kill_of_workers(asked.workers, asked.kill, random.Random(asked.seed))
+        begin = _Forked if asked.forked else start
+        return _kill_of_workers(asked.workers, asked.kill, random.Random(asked.seed), begin)
     signals = [signal.SIGKILL] * asked.kill + [signal.SIGINT] * asked.int + [signal.SIGTERM] * asked.term
     chance = random.Random(asked.seed)
     chance.shuffle(signals)
@@ -165,16 +168,18 @@ class _Killed:
     processes: set[psutil.Process] = field(default_factory=set)
 
 
-def _kill_of_workers(workers: int, kills: int, chance: random.Random) -> int:
+def _kill_of_workers(workers: int, kills: int, chance: random.Random, begin: _Begin) -> int:
     """Kill processes of studies that several workers make; return 0 where nothing was lost or made twice."""
+    if begin is _Forked:
+        preload()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         study = make_study(folder)
-        _until_finished(start(study, folder / "straight"))
+        _until_finished(begin, study, folder / "straight")
         expected = records(folder / "straight")
         options = ("--workers", str(workers), "--retries", str(kills))
         began = time.monotonic()
-        _until_finished(start(study, folder / "undisturbed", *options))
+        _until_finished(begin, study, folder / "undisturbed", *options)
         seconds = time.monotonic() - began
         problems = [f"undisturbed: {one}" for one in _lost(folder / "undisturbed", expected, _Killed())]
         print(f"{len(expected)} stages, {seconds:.1f} s undisturbed with {workers} workers", flush=True)
@@ -184,7 +189,7 @@ def _kill_of_workers(workers: int, kills: int, chance: random.Random) -> int:
         while every.total() < kills:
             runs, killed = folder / f"runs-{studies}", _Killed()
             _kill_until_finished(
-                study, runs, options, kills - every.total(), seconds, killed, problems, chance
+                begin, study, runs, options, kills - every.total(), seconds, killed, problems, chance
             )
             problems += _lost(runs, expected, killed)
             made_again += sum(len(attempts_of(runs / NAME, name)) - 1 for name in expected)
@@ -207,6 +212,7 @@ def _kill_of_workers(workers: int, kills: int, chance: random.Random) -> int:
 
 
 def _kill_until_finished(
+    begin: _Begin,
     study: Path,
     runs: Path,
     options: tuple[str, ...],
@@ -218,19 +224,26 @@ def _kill_until_finished(
 ) -> None:
     """Run a study until it is finished, and kill a process every now and then, so often at most."""
     while True:
-        with (runs.parent / "said").open("w") as said:
-            running = start(study, runs, *options, stdout=said)
+        with (runs.parent / "said").open("w") as output:
+            running = begin(study, runs, *options, stdout=output)
         is_driver = False
         while not is_driver and killed.kinds.total() < kills:
-            time.sleep(chance.uniform(0, seconds / 2))
+            time.sleep(chance.uniform(0, seconds / 4))
             if running.poll() is not None:
                 break
             before = _marks(runs)
             driver = psutil.Process(running.pid)
             others = [one for one in driver.children(recursive=True) if one.is_running()]
             killed.processes |= {driver, *others}
-            makers = [one for one in others if "lingraft.study.pool_worker" in _command(one)]
-            is_driver = chance.random() < _SHARE_OF_DRIVERS or not others
+            makers = [
+                one
+                for one in others
+                if "lingraft.study.pool_worker" in _command(one)
+                or _command(one) == _command(psutil.Process())
+            ]
+            is_driver = chance.random() < _SHARE_OF_DRIVERS
+            if not (is_driver or others):  # it has started none yet
+                continue
             victim = driver if is_driver else chance.choice(makers or others)
             kind = "the command" if is_driver else "a worker" if victim in makers else "another process"
             try:
@@ -251,11 +264,11 @@ def _kill_until_finished(
                 for name, mark in before.items()
                 if after.get(name, mark) != mark
             ]
-        _, told = running.communicate(timeout=_LONGEST_SECONDS)
+        _, said = running.communicate(timeout=_LONGEST_SECONDS)
         if running.returncode == 0:
             return
         if running.returncode != -signal.SIGKILL:
-            sys.exit(f"the run fails with {running.returncode}:\n{told}")
+            sys.exit(f"the run fails with {running.returncode}:\n{said}")
 
 
 def _lost(runs: Path, expected: dict[str, bytes], killed: _Killed) -> list[str]:
@@ -286,12 +299,14 @@ def _unfinished(run: Path) -> list[str]:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []
 
 
-def _until_finished(running: subprocess.Popen[str]) -> None:
+def _until_finished(begin: _Begin, study: Path, runs: Path, *options: str) -> None:
+    with (runs.parent / "said").open("w") as output:
+        running = begin(study, runs, *options, stdout=output)
     _, said = running.communicate(timeout=_LONGEST_SECONDS)
     if running.returncode != 0:
         sys.exit(f"the undisturbed run fails:\n{said}")
@@ -309,7 +324,7 @@ def _send(number: int, running: subprocess.Popen[str] | _Forked, result: Path) -
 class _Forked:
     """A command in a process that was forked from this one; as much of `subprocess.Popen` as is used here."""
 
-    def __init__(self, study: Path, runs: Path, *, stdout: IO[str]) -> None:
+    def __init__(self, study: Path, runs: Path, *options: str, stdout: IO[str]) -> None:
         self.returncode: int | None = None
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with this object)
         self.pid = os.fork()
@@ -320,7 +335,9 @@ class _Forked:
             os.setsid()
             os.dup2(stdout.fileno(), 1)
             os.dup2(self._said.fileno(), 2)
-            sys.argv = ["lingraft", "run", str(study), "--runs", str(runs)]
+            sys.argv = ["lingraft", "run", str(study), "--runs", str(runs), *options]
+            if "--workers" in options:
+                fork_workers()
             from lingraft.cli.main import main as run
 
             run()

@@ -24,7 +24,7 @@ _TEMPLATE = (
 def make_study(folder: Path) -> Path:
     """Write a model and a study into a folder, and return the study file; its run folder is `runs/tiny` there."""
     model = folder / "model"
-    _make_model(model)
+    make_model(model)
     evaluated = [{"task": "worldbook:counting", "limit": 2, "max_new_tokens": 2}]
     study = {
         "name": NAME,
@@ -76,7 +76,8 @@ def records(runs: Path) -> dict[str, bytes]:
     return {path.parent.name: path.read_bytes() for path in found}
 
 
-def _make_model(folder: Path) -> None:
+def make_model(folder: Path, seed: int = 0) -> None:
+    """Write a random model of 2 layers with its tokenizer into a folder."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -90,7 +91,7 @@ def _make_model(folder: Path) -> None:
         tokenizer_object=core, bos_token=special[0], eos_token=special[1], pad_token=special[1]
     )
     tokenizer.chat_template = _TEMPLATE
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,

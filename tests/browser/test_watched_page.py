@@ -124,3 +124,31 @@ def test_a_page_that_nobody_touched_opens_anew_by_itself_and_ends_with_the_run(
     page.locator(f"#under-way:not([data-version='{version}'])").wait_for(timeout=60_000)
     page.get_by_text("The run is done").wait_for()
     assert not page.locator("#live-stage").is_visible()
+
+
+def test_of_several_stages_at_work_each_has_a_row_and_the_chosen_one_is_shown_in_full(
+    open_page: OpenPage, watched: tuple[Path, str]
+) -> None:
+    run, address = watched
+    first, second = [name for name in read_plan(run).stages if name.startswith("train")][:2]
+    now = time.time()
+    stages = (
+        StageAtWork(first, now, StageProgress(8, 20, 2.5), now, (), "node-1", 41, 1),
+        StageAtWork(second, now, StageProgress(3, 20, 1.25), now, (), "<b>node-2</b>", 42, 1),
+    )
+    at_work(run, at_work=stages, at_once=2)
+    page = open_page(address, viewport={"width": 400, "height": 800})
+    table = page.locator("#live-work")
+    table.wait_for()
+    assert table.locator("tbody td:nth-child(2)").all_inner_texts() == [
+        "node-1, process 41",
+        "<b>node-2</b>, process 42",
+    ]
+    assert "loss 2.500" in page.locator("#live-stage").inner_text()
+    table.get_by_role("button").nth(1).click()
+    assert "loss 1.250" in page.locator("#live-stage").inner_text()
+    assert "on <b>node-2</b>" in page.locator("#live-stage").inner_text()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    at_work(run, at_work=stages[1:])
+    table.wait_for(state="hidden")
+    assert "loss 1.250" in page.locator("#live-stage").inner_text()

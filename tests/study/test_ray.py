@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import yaml
 
 from lingraft.config.ray_address import check_ray
 from lingraft.errors import ConfigError
+from lingraft.study.schedule import Share
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
 
@@ -34,7 +39,7 @@ def study_file(folder: Path, model: Path, **changes: Any) -> Path:
         "measures": ["mpd"],
         "evaluate": {
             "task_ability": [{"task": "worldbook", "limit": 2, "max_new_tokens": 2}],
-            "language_ability": [],
+            "language_ability": [{"task": "worldbook", "limit": 2, "max_new_tokens": 2}],
             "precision": "float32",
         },
         **changes,
@@ -93,3 +98,119 @@ def test_ray_makes_each_stage_once_with_the_records_of_one_process(
 def test_what_is_no_address_is_refused_with_what_to_type(address: str, advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
         check_ray(address)
+
+
+def test_an_address_where_no_cluster_answers_is_refused_at_once(tmp_path: Path) -> None:
+    from lingraft.study.ray_engine import RayEngine
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = probe.getsockname()[1]
+    began = time.monotonic()
+    with (
+        pytest.raises(ConfigError, match=f"no cluster answers at .*:{free} .*--ray local"),
+        RayEngine(tmp_path, f"127.0.0.1:{free}"),
+    ):
+        pass
+    assert time.monotonic() - began < 30
+    assert not list(tmp_path.rglob("nodes-*"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster of two nodes with one core each, on this machine."""
+    from ray.cluster_utils import Cluster
+
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    started.add_node(num_cpus=1)
+    started.wait_for_nodes()
+    yield started
+    started.shutdown()
+
+
+@pytest.mark.slow
+def test_nodes_that_would_make_other_stages_are_refused(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingraft.models.compute import compute_for
+    from lingraft.study import ray_engine
+
+    stage: Any = type("Named", (), {"name": "train x"})()
+    with ray_engine.RayEngine(tmp_path, cluster.address) as engine:
+        assert [one.cpus for one in engine.nodes] == [1, 1]
+        engine.check_nodes([], asks_precision=True)  # nothing is wrong
+        with pytest.raises(
+            ConfigError, match=r"train x needs 8 cards, 8 processor cores, and no node has that"
+        ):
+            engine.check_shares([(stage, Share(8, 8, None))])
+        with monkeypatch.context() as patched:
+            patched.setattr(ray_engine, "_versions", lambda: {"torch": "1.0"})
+            with pytest.raises(ConfigError, match=r"node .*: has torch .*, and this machine 1\.0"):
+                engine.check_nodes([], asks_precision=False)
+        own = compute_for("auto").precision
+        other: Any = {"float32": "bf16", "bf16": "float32"}[own]
+        with monkeypatch.context() as patched:
+            named = compute_for(other)
+            patched.setattr("lingraft.study.ray_engine.compute_for", lambda _: named)
+            with pytest.raises(ConfigError, match=r"training\.precision=bf16 evaluate\.precision=bf16"):
+                engine.check_nodes([], asks_precision=True)
+        engine._sign.unlink()
+        with pytest.raises(ConfigError, match=r"does not see the run folder .*--runs"):
+            engine.check_nodes([], asks_precision=False)
+
+
+@pytest.mark.slow
+def test_a_study_outlives_one_of_two_nodes(
+    cluster: Any, serial: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = serial
+    node = cluster.add_node(num_cpus=1)
+    with subprocess.Popen(
+        [*LINGRAFT, "run", str(path), "--json", "--runs", str(tmp_path), "--ray", cluster.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as running:
+        while len(records(tmp_path)) < 2 and running.poll() is None:
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)
+        out, err = running.communicate(timeout=900)
+    assert running.returncode == 0, err
+    assert json.loads(out)["cells"][0]["status"] == "done"
+    assert records(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_a_stopped_driver_saves_leaves_no_process_and_goes_on(
+    serial: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = serial
+    command = [*LINGRAFT, "run", str(path), "--runs", str(tmp_path), "--ray", "local"]
+    marked = {**os.environ, "OMP_NUM_THREADS": "1", "LINGRAFT_TEST_RUN": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=marked) as running:
+        while not list(tmp_path.glob("tiny/logs/train-*/*")) and running.poll() is None:
+            time.sleep(0.1)
+        running.send_signal(signal.SIGTERM)
+        _, err = running.communicate(timeout=300)
+    assert running.returncode == 143, err
+    assert err.count("Stopped by SIGTERM") == 1, err
+    until = time.monotonic() + 20
+    while (left := processes_with(f"LINGRAFT_TEST_RUN={tmp_path}")) and time.monotonic() < until:
+        time.sleep(0.2)
+    assert left == []
+    done = run(path, tmp_path, "--ray", "local")
+    assert done.returncode == 0, done.stderr
+    assert records(tmp_path) == expected
+
+
+def processes_with(variable: str) -> list[str]:
+    """Return the commands of the processes that inherited a variable."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return [one for one in found if one]

@@ -14,6 +14,7 @@ from lingraft.study.schedule import (
     cards_for,
     check_share,
     estimated_seconds,
+    is_held_back,
     order,
     ranks,
     share_of,
@@ -59,6 +60,15 @@ def test_the_longest_way_to_the_end_begins_first() -> None:
     assert order(stages, seconds) == [first, long, short, last]
 
 
+def test_what_leads_to_many_cards_at_once_begins_before_a_longer_way_on_single_ones() -> None:
+    long = Step("long", own_needs=ANSWERS)
+    state = Step("state", own_needs=ANSWERS)
+    train = Step("train", (state,), TRAINS)
+    last = Step("last", (train,), ANSWERS)
+    seconds = {one.fingerprint: 1.0 for one in (state, train, last)} | {long.fingerprint: 100.0}
+    assert order([long, state, train, last], seconds) == [state, train, long, last]
+
+
 def test_a_stage_stands_after_those_that_it_reads_also_where_no_time_is_known() -> None:
     first = Step("first")
     second = Step("second", (first,))
@@ -80,14 +90,21 @@ def test_without_cards_a_process_gets_as_many_cores_as_it_has_threads() -> None:
     assert share_of(Step("train", own_needs=TRAINS), NO_CARDS).cpus == 16, "at most all"
 
 
-def test_answering_takes_one_card_while_many_are_ahead_and_more_towards_the_end() -> None:
-    def cards(ahead: int, cards: int = 8) -> int:
-        return cards_for(replace(ANSWERS, most_processes=100), EIGHT_CARDS, cards, ahead)
+def test_answering_takes_one_card_in_a_large_study_and_more_in_a_small_one() -> None:
+    def cards(answering: int, cards: int = 8) -> int:
+        return cards_for(replace(ANSWERS, most_processes=100), EIGHT_CARDS, cards, answering)
 
-    assert [cards(ahead) for ahead in (200, 128, 127, 60, 20, 1)] == [1, 1, 2, 4, 8, 8]
+    assert [cards(answering) for answering in (200, 64, 63, 30, 10, 1)] == [1, 1, 2, 4, 8, 8]
     assert cards(90, cards=64) == 8, "on eight such nodes it takes one of them"
     assert cards_for(replace(ANSWERS, most_processes=6), EIGHT_CARDS, 8, 1) == 4, "batches for six"
     assert cards_for(ANSWERS, NO_CARDS, 0, 1) == 0
+
+
+def test_a_small_stage_does_not_take_the_cards_that_a_larger_one_before_it_waits_for() -> None:
+    assert is_held_back(1, [8])
+    assert not is_held_back(8, [8, 1]), "as many on another node"
+    assert not is_held_back(1, [])
+    assert not is_held_back(0, [8]), "it needs none"
 
 
 def test_a_training_takes_what_processes_say_and_a_comparison_no_card() -> None:

@@ -1,7 +1,7 @@
 """The study files that come with lingraft, and what submits them to clusters: where they lie, and which there are.
 
-`lingraft copy`, `lingraft ls recipes` and `lingraft ls clusters` stand on this module. An installed wheel carries the recipes
-inside the package; a checkout (also an editable install) has them in `recipes/` beside `src/`.
+`lingraft copy`, `lingraft ls recipes` and `lingraft ls clusters` stand on this module. An installed wheel carries
+them inside the package; a checkout (also an editable install) has them in `recipes/` beside `src/`.
 """
 
 from __future__ import annotations

@@ -91,27 +91,79 @@
     bar.value = over;
     const unknown = status.unknown.join(", ");
     const left = status.seconds_left === null ? "time left: not known yet" : unknown ? `at least ${duration(status.seconds_left)} left (not known of: ${unknown})` : `about ${duration(status.seconds_left)} left`;
-    say(text, `${number(over)} of ${number(needed.length)} stages` + (status.state === "under way" ? `, ${left}` : ""));
+    const atOnce = status.at_work.length > 1 ? `, ${number(status.at_work.length)} at work` : "";
+    say(text, `${number(over)} of ${number(needed.length)} stages` + (status.state === "under way" ? `${atOnce}, ${left}` : ""));
+  }
+
+  function howFar(own) {
+    const now = own.progress;
+    if (!now) return "";
+    const unit = now.unit ?? (now.loss === null ? "" : "steps");
+    return `${number(now.done)}${now.total ? ` of ${number(now.total)}` : ""} ${unit}`.trim();
+  }
+
+  function timeOf(own, status) {
+    if (own.lost_since !== null) return `no sign of life since ${new Date(1000 * own.lost_since).toLocaleTimeString()}`;
+    const left = status.state === "under way" ? own.progress?.seconds_left ?? null : null;
+    return left === null ? `${duration(own.seconds)} so far` : `${duration(left)} left`;
+  }
+
+  function move(bar, now) {
+    if (now && now.total) { bar.max = now.total; bar.value = now.done; } else bar.removeAttribute("value");
+  }
+
+  // Of several stages at work each has a row, and one of them is shown in full: the reader's choice, else the first.
+  let chosen = "";
+  const rows = new Map();
+  function showWork(status) {
+    part("work").hidden = status.at_work.length < 2;
+    const body = part("work").querySelector("tbody");
+    for (const [path, row] of rows) if (!status.at_work.some(one => one.path === path)) { row.remove(); rows.delete(path); }
+    status.at_work.forEach((own, place) => {
+      let row = rows.get(own.path);
+      if (!row) {
+        row = element("tr");
+        const name = element("td", "", "text"), far = element("td", "", "text"), button = element("button");
+        button.type = "button";
+        button.addEventListener("click", () => { chosen = own.path; show(newest); });
+        name.append(button);
+        far.append(element("progress"), element("span"));
+        row.append(name, element("td", "", "text"), far, element("td"));
+        rows.set(own.path, row);
+      }
+      if (body.children[place] !== row) body.insertBefore(row, body.children[place] ?? null);
+      const [name, where, far, time] = row.children;
+      say(name.firstChild, `${own.kind} ${own.name}`);
+      say(where, own.host ? `${own.host}, process ${own.process}` : "");
+      far.firstChild.setAttribute("aria-label", `${own.kind} ${own.name}`);
+      move(far.firstChild, own.progress);
+      say(far.lastChild, howFar(own));
+      say(time, timeOf(own, status));
+      time.className = own.lost_since === null ? "" : "lost";
+    });
+    const own = status.at_work.find(one => one.path === chosen) ?? status.at_work[0];
+    for (const [path, row] of rows) row.querySelector("button").setAttribute("aria-pressed", String(path === own?.path));
+    return own;
   }
 
   function showStage(status) {
-    const own = status.at_work;
+    const own = showWork(status);
     part("stage").hidden = !own;
     if (!own) return;
-    const title = status.state === "under way" ? "At work" : "Stopped in";
+    const title = own.lost_since !== null ? "Lost" : status.state === "under way" ? "At work" : "Stopped in";
     say(part("stage").querySelector("h3"), `${title}: ${own.kind} ${own.name}`);
     const [bar, text] = part("stage").querySelector("div").children;
     const now = own.progress, parts = [];
-    if (now && now.total) { bar.max = now.total; bar.value = now.done; } else bar.removeAttribute("value");
+    move(bar, now);
     if (now) {
-      const unit = now.unit ?? (now.loss === null ? "" : "steps");
-      parts.push(`${number(now.done)}${now.total ? ` of ${number(now.total)}` : ""} ${unit}`.trim());
+      parts.push(howFar(own));
       if (now.loss !== null) parts.push(`loss ${now.loss.toFixed(3)}`);
       if (now.tokens_per_second !== null) parts.push(`${number(Math.round(now.tokens_per_second))} tokens/s`);
       if (now.mfu !== null) parts.push(`MFU ${(100 * now.mfu).toFixed(now.mfu < 0.1 ? 1 : 0)}%`);
-      if (now.seconds_left !== null && status.state === "under way") parts.push(`${duration(now.seconds_left)} left`);
+      if (now.seconds_left !== null && status.state === "under way" && own.lost_since === null) parts.push(`${duration(now.seconds_left)} left`);
     }
     parts.push(`${duration(own.seconds)} so far`);
+    if (own.host) parts.push(`on ${own.host}`);
     say(text, parts.join(", "));
     showCurve(own.losses);
     showAnswers(own.answers);
@@ -177,7 +229,8 @@
     part("stages").querySelector("tbody").replaceChildren(...stages.map(one => {
       const row = element("tr");
       row.append(element("td", one.kind, "text"), element("td", one.name, "text"));
-      row.append(element("td", one.reason ? `${one.state}: ${one.reason}` : one.state, one.reason ? "text down" : "text"));
+      const log = one.reason && one.log ? ` (log: ${one.log})` : "";
+      row.append(element("td", one.reason ? `${one.state}: ${one.reason}${log}` : one.state, one.reason ? "text down" : "text"));
       row.append(element("td", one.seconds === null ? "" : duration(one.seconds)));
       return row;
     }));

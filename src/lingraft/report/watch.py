@@ -73,7 +73,7 @@ class Watched:
     status: RunStatus | None
     problem: str
     page: str
-    format: Literal[1] = 1
+    format: Literal[2] = 2
 
 
 @dataclass(frozen=True)

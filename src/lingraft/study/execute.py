@@ -90,6 +90,7 @@ class Executor:
         Raises:
             DiskError: The disk is full, or the like: every later stage would fail by it as well.
             Stopped: A signal asked for it; what was at work is saved.
+            ClaimLostError: Another process took the run over.
         """
         consumers = consumers_of(plan.stages)
         if self._looked is not plan:
@@ -115,6 +116,7 @@ class Executor:
         waiting = {stage.fingerprint: stage for stage in in_order}
         settled: list[StageSpec] = []
         while True:
+            self.store.check_held()  # who was stopped for long finds the run another's, and discards nothing of it
             settled += self._begin(engine, waiting, consumers)
             self._tidy(plan, waiting, consumers)
             yield from settled  # while others are at work: who sums up takes seconds

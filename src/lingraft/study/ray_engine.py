@@ -38,6 +38,8 @@ from lingraft.stage import MODEL_LIBRARIES, StageSpec
 from lingraft.study.engines import LostError, Settled
 from lingraft.study.schedule import Node, Share
 from lingraft.study.stage_worker import Assignment, Outcome, make_stage
+from lingraft.study.stages.train import Train
+from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
 _SECONDS_FOR_NODES = 120.0  # that all nodes have to be looked at; each loads torch
@@ -123,14 +125,97 @@ class _AgainError(Exception):
         self.outcome = outcome
 
 
-def _make(place: _Place, assignment: Assignment) -> Outcome:
+class _Bundles:
+    """The other nodes of a training (`train.nodes.OtherNodes`): bundles of the placement group that its task is in.
+
+    Args:
+        place: What the nodes find their way by.
+        group: The placement group; the task is in its first bundle.
+        share: What each bundle has.
+        count: How many other nodes there are.
+    """
+
+    patience = 30.0  # in which Ray notices that a node is gone
+
+    def __init__(self, place: _Place, group: Any, share: Share, count: int) -> None:
+        self.count = count
+        self._place, self._group, self._share = place, group, share
+        self._agents: list[Any] = []
+
+    def address(self) -> str:
+        """See OtherNodes."""
+        import ray
+
+        found: str = ray.util.get_node_ip_address()
+        return found
+
+    def start(self, task: NodeTask) -> None:
+        """See OtherNodes."""
+        import ray
+
+        agent = ray.remote(_be_node)
+        self._agents = [
+            agent.options(max_retries=0, **_resources(self._share), **_bundle(self._group, number)).remote(
+                self._place, task, number
+            )
+            for number in range(1, self.count + 1)
+        ]
+
+    def lost(self) -> str | None:
+        """See OtherNodes."""
+        import ray
+
+        over, _ = ray.wait(self._agents, num_returns=len(self._agents), timeout=0)
+        for one in over:
+            try:
+                problem: str | None = ray.get(one)
+            except ray.exceptions.RayError as error:
+                return f"a node of the training is gone ({_reason(error)})"
+            if problem is not None:
+                return problem
+        return None
+
+    def end(self) -> None:
+        """See OtherNodes."""
+        import ray
+
+        for one in self._agents:
+            ray.cancel(one)
+
+
+def _be_node(place: _Place, task: NodeTask, number: int) -> str | None:
+    """Start a node's part of a training, and return a sentence about what went wrong with it, in a task of Ray.
+
+    Who cancels the task wants its end; any other signal is handed on, so that all nodes save together.
+    """
+    place.enter()
+    with (
+        _woken_by_cancelling(),
+        stopping.stoppable(),
+        stopping.finish_first(),
+        NodeAgent(task, number) as agent,
+    ):
+        while agent.poll() is None and stopping.requested() is None:
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        asked = stopping.requested()
+        if asked == signal.SIGINT:
+            agent.end()
+        elif asked is not None:
+            agent.stop(asked)
+        agent.process.wait()
+        code = agent.poll()
+        host = platform.node()
+    return None if code == 0 else f"node {host}: its part of the training ended with exit code {code}"
+
+
+def _make(place: _Place, assignment: Assignment, others: _Bundles | None) -> Outcome:
     """Make a stage, in a task of Ray.
 
     The driver cancels a task to stop it, which is a SIGINT that nobody sent. Whoever sends SIGTERM (a spot machine that
     goes, SLURM) wants the process to end: what is under way is saved, and Ray makes the task again where it can.
     """
     place.enter()
-    with _woken_by_cancelling():
+    with _woken_by_cancelling(), nullcontext() if others is None else joined(others):
         outcome = make_stage(assignment)
     if outcome.stopped not in (None, signal.SIGINT):
         os._exit(stopping.EXIT_OF_SIGNAL + outcome.stopped)
@@ -211,7 +296,7 @@ class _AtWork:
     """A task that was submitted."""
 
     stage: StageSpec
-    share: Share
+    group: Any = None  # the placement group of a training on several nodes
 
 
 class RayEngine:
@@ -268,7 +353,7 @@ class RayEngine:
                 environment=environment,
                 threads=torch.get_num_threads(),
             )
-            self._place = ray.put(place)
+            self._where, self._place = place, ray.put(place)
             self._task = ray.remote(_make)
             self._around = around.pop_all()
         return self
@@ -318,11 +403,13 @@ class RayEngine:
         """
         nodes = self.nodes
         for stage, share in shares:
-            if any(_fits(share, node) for node in nodes):
+            count, each = _nodes_of(stage), _per_node(stage, share)
+            if sum(_fits(each, node) for node in nodes) >= count:
                 continue
             largest = max(nodes, key=lambda one: (one.cards, one.cpus))
             text = (
-                f"{stage.name} needs {_share_text(share)}, and no node has that (the largest has "
+                f"{stage.name} needs {_share_text(each)}{f' on each of {count} nodes' * (count > 1)}, and "
+                f"{'no node has' if count == 1 else 'fewer nodes have'} that (the largest of {len(nodes)} has "
                 f"{_node_text(largest)})"
             )
             if _starts_nodes():
@@ -404,15 +491,23 @@ class RayEngine:
             )
 
     def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
-        """Take a stage; it begins when a node has its share free."""
+        """Take a stage; it begins when a node, or as many as it trains on, have its share free."""
+        import ray
+
         assignment = Assignment.of(self.run, stage, share, with_artefacts=with_artefacts)
-        options: dict[str, Any] = {"num_cpus": share.cpus, "num_gpus": share.cards}
-        if share.memory_bytes is not None:
-            options["memory"] = share.memory_bytes
+        nodes, each = _nodes_of(stage), _per_node(stage, share)
+        group, others, options = None, None, _resources(each)
+        if nodes > 1:
+            group = ray.util.placement_group(
+                [{name: amount for name, amount in _bundle_of(each).items() if amount}] * nodes,
+                strategy="STRICT_SPREAD",
+            )
+            options |= _bundle(group, 0)
+            others = _Bundles(self._where, group, each, nodes - 1)
         task = self._task.options(
             name=stage.name, max_retries=self.retries, retry_exceptions=[_AgainError], **options
         )
-        self._tasks[task.remote(self._place, assignment)] = _AtWork(stage, share)
+        self._tasks[task.remote(self._place, assignment, others)] = _AtWork(stage, group)
 
     def wait(self, seconds: float) -> list[Settled]:
         """Return what is settled, as soon as anything is, or nothing after `seconds`.
@@ -433,11 +528,20 @@ class RayEngine:
                     ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=left)
                     if ready:
                         ready, _ = ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=0)
-                        return [self._settled(one, self._tasks.pop(one).stage) for one in ready]
+                        return [self._settled(one, self._taken(one).stage) for one in ready]
                 else:
                     time.sleep(left)
                 if time.monotonic() >= until:
                     return []
+
+    def _taken(self, task: Any) -> _AtWork:
+        """Take a task that is over off the list, and give back the nodes that were its own."""
+        import ray
+
+        found = self._tasks.pop(task)
+        if found.group is not None:
+            ray.util.remove_placement_group(found.group)
+        return found
 
     def _settled(self, task: Any, stage: StageSpec) -> Settled:
         """Return how a task ended, after all of its attempts."""
@@ -473,13 +577,13 @@ class RayEngine:
         import ray
 
         for task in self._tasks:
-            ray.cancel(task)
+            ray.cancel(task, recursive=False)  # the other nodes of a training save with it
         for task in list(self._tasks):
             with suppress(ray.exceptions.RayError, _AgainError):
                 saved = ray.get(task).saved
                 if saved:
                     stopping.saved(saved)
-            del self._tasks[task]
+            self._taken(task)
 
 
 @contextmanager
@@ -609,6 +713,38 @@ def _starts_nodes() -> bool:
     from ray._private.state import state
 
     return bool(state.get_max_resources_from_cluster_config())
+
+
+def _nodes_of(stage: StageSpec) -> int:
+    """Return over how many nodes a stage is spread."""
+    return stage.processes.nodes if isinstance(stage, Train) else 1
+
+
+def _per_node(stage: StageSpec, share: Share) -> Share:
+    """Return what each node of a stage gives it."""
+    nodes = _nodes_of(stage)
+    memory = None if share.memory_bytes is None else -(-share.memory_bytes // nodes)
+    return Share(-(-share.cards // nodes), -(-share.cpus // nodes), memory)
+
+
+def _bundle_of(share: Share) -> dict[str, int]:
+    """Return a share by Ray's names of what nodes have."""
+    return {"CPU": share.cpus, "GPU": share.cards, "memory": share.memory_bytes or 0}
+
+
+def _resources(share: Share) -> dict[str, Any]:
+    """Return the options by which a task asks for a share."""
+    memory = {} if share.memory_bytes is None else {"memory": share.memory_bytes}
+    return {"num_cpus": share.cpus, "num_gpus": share.cards, **memory}
+
+
+def _bundle(group: Any, number: int) -> dict[str, Any]:
+    """Return the options by which a task runs in a bundle of a placement group."""
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return {
+        "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+    }
 
 
 def _fits(share: Share, node: Node) -> bool:

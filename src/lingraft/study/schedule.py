@@ -1,7 +1,8 @@
 """Which stage begins first, and what of a machine it gets; engines start and place stages, this module starts nothing.
 
 List scheduling by upward rank (Kwok and Ahmad 1999, ACM Computing Surveys 31, 406; HEFT's rank, Topcuoglu et al. 2002,
-IEEE TPDS 13, 260): of the stages that can begin, the one with the longest way to the end of the study goes first.
+IEEE TPDS 13, 260): of the stages that can begin, the one with the longest way to the end of the study goes first, and
+before it what needs several cards at once.
 Functions of values alone: a run and the simulation of one (`benchmarks/scheduling.py`) call the same.
 """
 
@@ -27,9 +28,7 @@ _PEAK_OF_A_CARD = 1e15
 _BYTES_PER_SECOND = 1e9  # of weights that are read, compared or written
 _BYTES_PER_TOKEN = 4  # of text, roughly
 _ITEM_TOKENS = 300  # that an item's prompt and answer have, roughly
-ROUNDS = (
-    16  # of stages that answer: half of the last one is idle, 3 %, and each process loads the model again
-)
+ROUNDS = 8  # of stages that answer: half of the last one is idle, and more cards load the model more often
 _LOOKED_AT = 64  # rows of a phase, for the length of all
 
 
@@ -114,26 +113,40 @@ def check_share(stage: StageSpec, share: Share, node: Node, nodes: int = 1) -> N
         )
 
 
-def cards_for(needs: Needs, node: Node, cards: int, ahead: int) -> int:
+def cards_for(needs: Needs, node: Node, cards: int, answering: int) -> int:
     """Return how many cards of one node a stage takes; 0: it computes on the processor.
 
-    Who trains takes what `--processes` says. Who answers (evaluation, replay) takes one while many are ahead, and more,
-    by powers of two, where one each would be over in fewer than `ROUNDS` rounds: the last round leaves cards idle, and
-    a short one fewer of them. Answers do not depend on the number of processes.
+    Who trains takes what `--processes` says. Who answers (evaluation, replay) takes one in a large study, and more, by
+    powers of two, where one each would be over in fewer than `ROUNDS` rounds: the last round leaves cards idle, and a
+    short one fewer of them. All of a run take as many: one that wanted two cards where others hold one each would wait
+    until a second is free, and the first stay idle. Answers do not depend on the number of processes.
 
     Args:
         needs: Of the stage.
         node: The largest machine.
         cards: Of all machines together.
-        ahead: Stages that answer and are not done, this one among them.
+        answering: Stages of the run that answer, also those that are done by now.
     """
     if needs.device != "accelerator" or not node.cards:
         return 0
     most = min(needs.most_processes, node.cards)
     own = needs.processes
-    while 2 * own <= most and own * ahead < ROUNDS * cards:
+    while 2 * own <= most and own * answering < ROUNDS * cards:
         own *= 2
     return own
+
+
+def is_held_back(cards: int, waiting: Sequence[int]) -> bool:
+    """Return whether a stage waits although there is room for it: one before it in the order needs more cards.
+
+    Else stages of one card would take every card that becomes free, and a training, which needs all cards of a node at
+    once, would wait until none of them is left.
+
+    Args:
+        cards: That the stage takes; who computes on the processor never waits for others.
+        waiting: Cards of the stages before it that could begin and have not.
+    """
+    return 0 < cards < max(waiting, default=0)
 
 
 def ranks(stages: Sequence[StageSpec], seconds: Mapping[str, float]) -> dict[str, float]:
@@ -152,12 +165,18 @@ def ranks(stages: Sequence[StageSpec], seconds: Mapping[str, float]) -> dict[str
 
 
 def order(stages: Sequence[StageSpec], seconds: Mapping[str, float]) -> list[StageSpec]:
-    """Return stages in the order in which they should begin: the longest way to the end first; see `ranks`.
+    """Return stages in the order in which they should begin, each after those that it reads.
 
-    Each stands after those that it reads; of equals the plan's order stays.
+    First what needs many cards at once, or leads to a stage that does: once single cards are taken for hours, a node
+    is not free as a whole before all of them end. Of these the longest way to the end first (`ranks`); of equals the
+    plan's order stays.
     """
-    rank = ranks(stages, seconds)
-    return sorted(stages, key=lambda one: -rank[one.fingerprint])
+    rank, readers = ranks(stages, seconds), consumers_of(stages)
+    width: dict[str, int] = {}
+    for stage in reversed(stages):
+        own = stage.needs.processes if stage.needs.device == "accelerator" else 0
+        width[stage.fingerprint] = max([own, *(width[one.fingerprint] for one in readers[stage.fingerprint])])
+    return sorted(stages, key=lambda one: (-width[one.fingerprint], -rank[one.fingerprint]))
 
 
 def estimated_seconds(stages: Sequence[StageSpec], finished: Mapping[str, float]) -> dict[str, float]:

@@ -177,14 +177,15 @@ class NodeAgent:
             env=task.environment(),
             start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        if reads:
+        self._reader = threading.Thread(target=self._read, daemon=True) if reads else None
+        if self._reader is not None:
             self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.hear(line)
+        with self.process.stdout as lines:
+            for line in lines:
+                self.hear(line)
 
     def hear(self, line: str) -> None:
         """Note the id of a worker that reports itself."""
@@ -237,8 +238,8 @@ class NodeAgent:
         if error is not None:
             self.end()
         self.process.wait()
-        if self._reader.is_alive():
-            self._reader.join(timeout=1.0)
+        if self._reader is not None:
+            self._reader.join(_SECONDS_FOR_WORD)
         elif self.process.stdout is not None:
             self.process.stdout.close()
         self._log.close()
