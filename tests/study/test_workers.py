@@ -160,7 +160,8 @@ def test_a_signal_lets_all_workers_save_and_the_same_command_goes_on(
     actions = ("save_when_stopped", "save_when_stopped")
     running = start(*actions)
     labels = [f"{action} {number}" for number, action in enumerate(actions)]
-    wait_for(lambda: running.poll() is not None or all(attempts(tmp_path, label) for label in labels))
+    listening = [tmp_path / f"{label} listens" for label in labels]
+    wait_for(lambda: running.poll() is not None or all(path.exists() for path in listening))
     assert running.poll() is None, running.communicate()
     workers = [int(attempts(tmp_path, label)[0]) for label in labels]
     for process in (running.pid, *workers):  # as a scheduler does, which signals all of them

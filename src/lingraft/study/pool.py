@@ -143,7 +143,7 @@ class Pool:
                 settled.append(Settled(stage, error, where, may_pass=True))
             elif outcome.stopped is not None:  # a signal may come to a worker alone
                 stopping.request(outcome.stopped)
-                self._stop(outcome.stopped, [(stage, outcome.saved)])
+                self._stop(outcome.stopped, [(stage, outcome.saved)] if outcome.saved else [])
                 raise Stopped(outcome.stopped)
             elif outcome.failure is not None:
                 settled.append(Settled(stage, outcome.failure.error, where, outcome.failure.may_pass))
