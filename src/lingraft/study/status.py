@@ -286,7 +286,7 @@ def seconds_left(
 
 @dataclass(frozen=True)
 class _Begun:
-    """A stage that somebody began, and whether who makes it lives, as far as it can be known."""
+    """A stage that somebody began, and whether who makes it lives, as far as is known."""
 
     said: StageAtWork
     is_alive: bool
