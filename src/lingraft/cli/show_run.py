@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lingraft.study.status import AtWork, RunStatus, StageStatus
+    from lingraft.study.status import AtWork, RunStatus, StageState, StageStatus
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _MOST_FAILED, _MOST_NAMED = 10, 3
@@ -109,12 +109,13 @@ def _state_of(status: RunStatus) -> str:
         )
     needed = len(status.stages) - status.count("not needed")
     parts = [f"{status.count('done'):,} of {needed:,} stages done"]
-    for state, word in (
-        ("under way", "at work"),
-        ("lost", "lost"),
-        ("failed", "failed"),
-        ("waiting", "waiting"),
-    ):
+    words: dict[StageState, str] = {
+        "under way": "at work",
+        "lost": "lost",
+        "failed": "failed",
+        "waiting": "waiting",
+    }
+    for state, word in words.items():
         if count := status.count(state):
             parts.append(f"{count:,} {word}")
     ended = {"failed": "ended", "not begun": "not begun"}.get(status.state, status.state)
