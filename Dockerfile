@@ -4,7 +4,7 @@
 #   make image TORCH=cuda     lingraft:cuda
 #   make image-test           runs `make test` inside
 #
-# Another BASE needs apt, and Python 3.11 or later as python3, with venv. CUDA's libraries come with torch's wheels: of the
+# Another BASE needs apt, and Python 3.11.5 or later as python3, with venv. CUDA's libraries come with torch's wheels: of the
 # machine only the driver is needed, which NVIDIA's container toolkit mounts.
 ARG BASE=python:3.11-slim-bookworm
 
@@ -14,12 +14,12 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ gcc libgomp1 make tini \
     && rm -rf /var/lib/apt/lists/*
 # The home folder is everybody's: `docker run --user` and Kubernetes may run it as anyone.
-RUN useradd --uid 1000 --create-home lingraft \
-    && chmod 1777 /home/lingraft \
+RUN useradd --uid 1000 --create-home --home-dir /user lingraft \
+    && chmod 1777 /user \
     && install --directory --owner=lingraft --group=lingraft /lingraft /study \
     && install --directory --owner=lingraft --group=lingraft --mode=1777 /runs
 USER lingraft
-ENV HOME=/home/lingraft USER=lingraft PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
+ENV HOME=/user USER=lingraft PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     HF_HOME=/runs/.cache/huggingface LINGRAFT_CACHE=/runs/.cache/lingraft \
     PATH=/lingraft/.venv/bin:$PATH
 WORKDIR /lingraft

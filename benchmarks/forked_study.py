@@ -77,7 +77,7 @@ def fork_workers() -> None:
     """Let the workers of `--workers` be forked from the process that starts them."""
     from lingraft.study import pool
 
-    pool.subprocess = SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedWorker})  # type: ignore[assignment]
+    vars(pool)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedWorker})
 
 
 class _ForkedWorker:

@@ -12,7 +12,7 @@ moment at which the command takes signals (of SIGKILL: its start) and the time t
     python benchmarks/kills.py --workers 2 --kill 100
 
 With `--workers` every signal is a SIGKILL of one process at random: one that makes a stage, another that the command
-has started, or (one in four) the command itself, which is then started again. The records are those of an undisturbed
+has started, or (one in seven) the command itself, which is then started again. The records are those of an undisturbed
 run without workers; beside what is finished, nothing is made twice but what the killed process had under way.
 """
 
@@ -44,7 +44,7 @@ _SENTENCE = re.compile(r"^(Interrupted|Stopped by SIGTERM): .*\.$", re.MULTILINE
 _CODES = {signal.SIGKILL: -9, signal.SIGINT: 130, signal.SIGTERM: 143}  # a shell shows -9 as 137
 _LONGEST_SECONDS = 300
 _SECONDS_TO_END = 15.0  # of processes whose command was killed
-_SHARE_OF_DRIVERS = 0.25
+_SHARE_OF_DRIVERS = 0.15
 _Begin = Callable[..., "subprocess.Popen[str] | _Forked"]
 _LAST_LINE = "Report: "  # of the result
 
@@ -224,11 +224,11 @@ def _kill_until_finished(
 ) -> None:
     """Run a study until it is finished, and kill a process every now and then, so often at most."""
     while True:
-        with (runs.parent / "said").open("w") as said:
-            running = begin(study, runs, *options, stdout=said)
+        with (runs.parent / "said").open("w") as output:
+            running = begin(study, runs, *options, stdout=output)
         is_driver = False
         while not is_driver and killed.kinds.total() < kills:
-            time.sleep(chance.uniform(0, seconds / 2))
+            time.sleep(chance.uniform(0, seconds / 4))
             if running.poll() is not None:
                 break
             before = _marks(runs)
@@ -241,7 +241,9 @@ def _kill_until_finished(
                 if "lingraft.study.pool_worker" in _command(one)
                 or _command(one) == _command(psutil.Process())
             ]
-            is_driver = chance.random() < _SHARE_OF_DRIVERS or not others
+            is_driver = chance.random() < _SHARE_OF_DRIVERS
+            if not (is_driver or others):  # it has started none yet
+                continue
             victim = driver if is_driver else chance.choice(makers or others)
             kind = "the command" if is_driver else "a worker" if victim in makers else "another process"
             try:
@@ -262,11 +264,11 @@ def _kill_until_finished(
                 for name, mark in before.items()
                 if after.get(name, mark) != mark
             ]
-        _, told = running.communicate(timeout=_LONGEST_SECONDS)
+        _, said = running.communicate(timeout=_LONGEST_SECONDS)
         if running.returncode == 0:
             return
         if running.returncode != -signal.SIGKILL:
-            sys.exit(f"the run fails with {running.returncode}:\n{told}")
+            sys.exit(f"the run fails with {running.returncode}:\n{said}")
 
 
 def _lost(runs: Path, expected: dict[str, bytes], killed: _Killed) -> list[str]:
@@ -297,17 +299,17 @@ def _unfinished(run: Path) -> list[str]:
 
 def _command(process: psutil.Process) -> list[str]:
     try:
-        return process.cmdline()
+        return list(process.cmdline())
     except psutil.Error:
         return []
 
 
 def _until_finished(begin: _Begin, study: Path, runs: Path, *options: str) -> None:
-    with (runs.parent / "said").open("w") as said:
-        running = begin(study, runs, *options, stdout=said)
-    _, told = running.communicate(timeout=_LONGEST_SECONDS)
+    with (runs.parent / "said").open("w") as output:
+        running = begin(study, runs, *options, stdout=output)
+    _, said = running.communicate(timeout=_LONGEST_SECONDS)
     if running.returncode != 0:
-        sys.exit(f"the undisturbed run fails:\n{told}")
+        sys.exit(f"the undisturbed run fails:\n{said}")
 
 
 def _send(number: int, running: subprocess.Popen[str] | _Forked, result: Path) -> bool:

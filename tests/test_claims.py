@@ -186,13 +186,15 @@ def test_a_forked_process_releases_nothing(tmp_path: Path) -> None:
             claim(tmp_path)
 
 
-def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("forget", [False, True])
+def test_of_many_at_once_one_has_it(tmp_path: Path, forget: bool) -> None:
     inside, most, numbers, guard = 0, 0, [], threading.Lock()
 
     def work() -> None:
         nonlocal inside, most
         for _ in range(5):
-            with claim(tmp_path, patience=None) as held:
+            held = claim(tmp_path / "thing", patience=None)
+            try:
                 with guard:
                     inside += 1
                     most = max(most, inside)
@@ -200,6 +202,8 @@ def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
                 time.sleep(0.001)
                 with guard:
                     inside -= 1
+            finally:
+                held.release(forget=forget)
 
     threads = [threading.Thread(target=work) for _ in range(6)]
     for thread in threads:
@@ -207,8 +211,10 @@ def test_of_many_at_once_one_has_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == 1
-    assert len(numbers) == len(set(numbers)) == 30
-    assert numbers == sorted(numbers)
+    assert len(numbers) == 30
+    if not forget:
+        assert numbers == sorted(set(numbers))
+    assert (tmp_path / "thing").exists() is not forget
 
 
 def test_a_file_system_without_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-# Two minutes before the end of the time, this script alone is told (B), not Ray's processes. Give as long as a step and a
+# Two minutes before the end of the time, this script alone gets SIGTERM (B), not Ray's processes. Give as long as a step and a
 # checkpoint of your model take.
 #SBATCH --signal=B:TERM@120
 #SBATCH --requeue
@@ -59,7 +59,7 @@ if ((${#nodes[@]} > 1)); then
   steps+=($!)
 fi
 
-# The study begins with the nodes that are there. Where it was told to stop, it saves first, and this script waits for it.
+# The study begins with the nodes that are there. At SIGTERM it saves first, and this script waits for it.
 code=143
 if [[ -z $stopped ]]; then
   lingraft run "$@" --ray "$address" &

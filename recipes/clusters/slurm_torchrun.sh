@@ -11,7 +11,7 @@
 #SBATCH --exclusive
 #SBATCH --gpus-per-node=8
 #SBATCH --time=24:00:00
-# Three minutes before the end of the time, this script alone is told (B). Give as long as a step and a checkpoint of your
+# Three minutes before the end of the time, this script alone gets SIGTERM (B). Give as long as a step and a checkpoint of your
 # model take, and torchrun's --shutdown-timeout below a little less.
 #SBATCH --signal=B:TERM@180
 #SBATCH --requeue
@@ -26,7 +26,7 @@ fi
 # shellcheck disable=SC1091
 source "${LINGRAFT_VENV:-.venv}/bin/activate"
 
-# Every process of the step is told: lingraft and its workers finish the step of training, save it together and end.
+# Every process of the step gets the signal: lingraft and its workers finish the step of training, save it together and end.
 stopped="" interrupted="" step=""
 trap 'stopped=1 interrupted=1; if [[ -n $step ]]; then scancel --signal=TERM "$SLURM_JOB_ID" || true; fi' TERM
 

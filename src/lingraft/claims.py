@@ -25,6 +25,7 @@ import stat
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -120,14 +121,23 @@ class Claim:
                 "one goes on with its work; what this one made since is not used."
             )
 
-    def release(self) -> None:
-        """Give it back: the next one may take it at once. In a forked process nothing happens."""
+    def release(self, *, forget: bool = False) -> None:
+        """Give it back: the next one may take it at once. In a forked process nothing happens.
+
+        Args:
+            forget: Also remove the folder of the claims, where nobody else has one, so that numbers begin anew: for
+                a thing that a former owner cannot spoil once it is there.
+        """
         if self._process != os.getpid() or self._released.is_set():
             return
         self._released.set()
         self._beats.join()
         with suppress(OSError):  # read-only by now, or gone: it is taken for dead then
-            os.truncate(self._path, 0)  # which needs no space on a full disk
+            if forget:
+                self._path.unlink()
+                self.folder.rmdir()
+            else:
+                os.truncate(self._path, 0)  # which needs no space on a full disk
 
     def __enter__(self) -> Claim:
         return self
@@ -158,16 +168,17 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
     """
     if folder.is_symlink():
         raise ConfigError(f"{folder}: is a link, and holds claims; remove it.")
-    folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     seen = _Seen()
     pause, longest = _SECONDS_BETWEEN_LOOKS
     while True:
+        folder.mkdir(parents=True, exist_ok=True)  # again where its last owner removed it
         highest = max(_numbers(folder), default=0)
         found = _look(folder / str(highest)) if highest else None
         if found is None or found.is_over or seen.is_quiet(highest, found.stamp):
-            if _make(folder, highest + 1):
-                return Claim(folder, highest + 1)
+            with suppress(FileNotFoundError):
+                if _make(folder, highest + 1):
+                    return Claim(folder, highest + 1)
         elif patience is not None and time.monotonic() - began >= patience:
             owner = found.owner
             if (owner is not None and owner.is_here) or seen.has_changed:
@@ -178,8 +189,21 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
         pause = min(2 * pause, longest, SECONDS_UNTIL_LOST / 10)
 
 
+def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Claim:
+    """Take a claim, however long its owner lives; a sentence is noted where one is waited for.
+
+    Raises:
+        ConfigError, OSError: See `claim`.
+    """
+    try:
+        return claim(folder)
+    except ClaimedError as error:
+        noted(f"{what}: made by {error.owner or 'another process'} just now; waiting for it.")
+        return claim(folder, patience=None)
+
+
 def owner_of(folder: Path) -> Owner | None:
-    """Return who owns a thing, as far as it can be told at once; None: nobody does, or it cannot be read.
+    """Return who owns a thing, as far as it can be known at once; None: nobody does, or it cannot be read.
 
     The owner on another machine may be dead for all that is known.
     """

@@ -106,6 +106,12 @@ class NodeLostError(LingraftError):
     exit_code = EXIT_ANSWER_IS_NO
 
 
+class ProcessLostError(LingraftError):
+    """A process that made something has died; another attempt goes on."""
+
+    exit_code = EXIT_ANSWER_IS_NO
+
+
 class VerificationError(LingraftError):
     """A promise that lingraft checks itself was broken, such as a frozen weight that changed."""
 

@@ -194,3 +194,58 @@ def test_a_run_that_is_at_work_is_left_alone(run: Path, lingraft: Lingraft) -> N
     assert done.returncode == 2
     assert "another lingraft is at work" in done.stderr
     assert (run / "stages" / UNLISTED).exists()
+
+
+def test_work_claims_and_logs_go_with_their_stages(run: Path, lingraft: Lingraft, tmp_path: Path) -> None:
+    def write(*names: str) -> list[Path]:
+        for name in names:
+            (run / name).parent.mkdir(parents=True, exist_ok=True)
+            (run / name).write_text("x")
+        return [run / name for name in names]
+
+    gone, elsewhere = f"train-{7:016x}", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").write_text("x")
+    wanted = write(
+        f"work/{PENDING}.2/trainer/state",  # what the next owner goes on with
+        f"claims/{PENDING}/2",
+        f"logs/{PENDING}/1.log",
+        "failures.jsonl",
+    )
+    removed = write(
+        f"work/{PENDING}.1/trainer/state",  # of an owner that was taken over
+        f"work/{TORN}.1/half",  # which goes on with nothing
+        f"work/{LISTED}.4/trainer/state",  # which is finished
+        f"work/{gone}.1/half",
+        f"claims/{gone}/1",
+        f"logs/{gone}/1.log",
+        f"logs/{gone}/1.events.jsonl",
+        f"claims/run/.3.{7:08x}.part",
+    )
+    (run / "claims" / gone / "1").write_text("")
+    foreign = write("work/notes.txt", f"work/{gone}.x/notes", f"logs/{PENDING}/notes", "claims/run/notes")
+    (run / "work" / f"{PENDING}.9").symlink_to(elsewhere)
+    (run / "claims" / f"train-{8:016x}").symlink_to(elsewhere)
+    found = json.loads(lingraft("clean", "runs/tiny", "--json", "--yes").stdout)
+    assert [path for path in wanted if not path.exists()] == []
+    assert [path for path in removed if path.exists()] == []
+    assert set(found["foreign"]) >= {
+        "work/notes.txt",
+        f"work/{gone}.x",
+        f"logs/{PENDING}/notes",
+        "claims/run/notes",
+        f"work/{PENDING}.9",
+        f"claims/train-{8:016x}",
+    }
+    assert [path for path in foreign if not path.exists()] == []
+    assert [path.name for path in elsewhere.iterdir()] == ["precious"]
+
+
+def test_what_another_process_makes_is_left_alone(run: Path, lingraft: Lingraft) -> None:
+    (run / "work" / f"{TORN}.1").mkdir(parents=True)
+    (run / "work" / f"{TORN}.1" / "half").write_text("x")
+    with claim(run / "claims" / TORN):
+        assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
+        assert (run / "work" / f"{TORN}.1" / "half").exists()
+    assert lingraft("clean", "runs/tiny", "--yes").returncode == 0
+    assert not (run / "work" / f"{TORN}.1").exists()

@@ -141,7 +141,7 @@ def test_names_that_steer_a_terminal_are_shown_as_text(run: Path, capfd: pytest.
     ("damage", "says"),
     [
         ("none", "run: stopped, 4 of 40 stages done, 36 waiting"),
-        ("plan", "run: not begun"),
+        ("plan", "run: not begun, or still reading its data"),
         ("under_way", "run: stopped, 4 of 40 stages done, 36 waiting"),
     ],
 )

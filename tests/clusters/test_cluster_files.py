@@ -48,10 +48,10 @@ def test_a_submit_script_is_bash_that_saves_and_is_queued_again(name: str) -> No
     subprocess.run(["bash", "-n", str(path)], check=True)
     asked = re.findall(r"^#SBATCH (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     assert {"--requeue", "--open-mode=append"} <= set(asked)
-    (told,) = [one for one in asked if one.startswith("--signal=")]
-    assert re.fullmatch(r"--signal=B:TERM@\d+", told)
+    (warning,) = [one for one in asked if one.startswith("--signal=")]
+    assert re.fullmatch(r"--signal=B:TERM@\d+", warning)
     (allowed,) = re.findall(r"--shutdown-timeout=(\d+)", path.read_text(encoding="utf-8")) or ["0"]
-    assert int(allowed) < int(told.partition("@")[2]), "torchrun must have killed nobody when SLURM does"
+    assert int(allowed) < int(warning.partition("@")[2]), "torchrun must have killed nobody when SLURM does"
 
 
 def test_the_job_of_kuberay_is_one_that_can_go_on() -> None:

@@ -1,4 +1,4 @@
-"""The submit scripts for SLURM, with small stand-ins of SLURM's and Ray's commands: what they do when they are told."""
+"""The submit scripts for SLURM, with small stand-ins of SLURM's and Ray's commands: what they do at SIGTERM."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -77,9 +78,8 @@ def test_names_that_are_kept_are_read_where_nothing_can_be_written(
     times_asked: list[None], tmp_path: Path
 ) -> None:
     names_of_a_new_process()
-    lock = next((tmp_path / "cache").glob("*.json")).with_suffix(".lock")
-    lock.unlink(missing_ok=True)
-    lock.mkdir()  # so that no lock can be taken
+    shutil.rmtree(tmp_path / "cache" / "claims")
+    (tmp_path / "cache" / "claims").write_text("so that nothing can be claimed")
     assert names_of_a_new_process() == {"ifeval": IFEVAL}
     assert len(times_asked) == 1
 

@@ -92,7 +92,13 @@ def encoding(
     monkeypatch.setattr("lingraft.data.encodings.encode_examples", slowly)
 
     def encode(name: str) -> None:
-        found = encode_once(ROWS, load_tokenizer(tiny_model), 64, place / "cache")
+        found = encode_once(
+            ROWS,
+            load_tokenizer(tiny_model),
+            64,
+            place / "cache",
+            noted=lambda said: note(place / "noted", said),
+        )
         (place / name).write_text(json.dumps([one.input_ids for one in found.examples]))
 
     return encode
@@ -105,7 +111,10 @@ def test_rows_that_two_trainings_want_at_once_are_encoded_once(
     with processes(lambda: encode("a"), lambda: encode("b"), lambda: encode("c")) as running:
         for one in running:
             one.join(60)
-    assert len(lines(tmp_path / "made")) == 1
+    (made,) = lines(tmp_path / "made")
+    assert all(
+        one.startswith(f"encoded rows: made by process {made} on ") for one in lines(tmp_path / "noted")
+    )
     assert len(json.loads((tmp_path / "a").read_text())) == len(ROWS)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == (tmp_path / "c").read_text()
 

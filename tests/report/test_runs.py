@@ -24,6 +24,8 @@ from lingraft.report.page import render_page
 from lingraft.report.runs import Report, read_report
 from lingraft.report.sections import contents_of
 from lingraft.report.tables import study_table, task_table
+from lingraft.study.event_log import EventLog, event_file, output_file
+from lingraft.study.failures import record_failure
 from lingraft.study.limits import LimitPlan, LimitResult
 from lingraft.study.made import noted_in
 from lingraft.study.result import CellResult, FailedCell, PendingCell, StudyResult, read_result, write_result
@@ -249,6 +251,26 @@ def test_a_reason_that_failed_several_cells_stands_once(write: Write) -> None:
     assert failed.lines == (
         "2 cells (similar / lora / seed 0, similar / lora / seed 1): no memory",
         "similar / ewc / seed 0: no room in ~/x",
+    )
+
+
+def test_failed_attempts_name_their_log_and_whether_the_stage_was_made_since(write: Write) -> None:
+    folder = write("first")
+    made, single, lost = (f"train-{number:016x}" for number in range(3))
+    (folder / "stages" / made).mkdir(parents=True)
+    (folder / "stages" / made / "record.json").touch()
+    for stage in (made, made, single, lost):
+        record_failure(folder, stage, OSError(f"no route from {HOME}/x"), where="node-1, process 7")
+    with EventLog(event_file(folder, lost, 3)) as log:
+        log.stage_started("train")
+    output_file(folder, lost, 3).touch()
+    (section,) = [one for one in contents_of(read_report([str(folder)])) if one.name == "problems"]
+    block = section.blocks[1]
+    assert isinstance(block, Lines)
+    assert block.lines == (
+        f"{made}: 2 attempts, the last on node-1, process 7: no route from ~/x; made since",
+        f"{lost}: 1 attempt, the last on node-1, process 7: no route from ~/x "
+        f"(log: logs/{lost}/3.log in the run folder)",
     )
 
 

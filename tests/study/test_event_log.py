@@ -311,7 +311,8 @@ def test_every_event_reads_back_and_no_other_row_does() -> None:
         Noted("m", "l"),
     ):
         assert event_of(to_json(event)) == event
-    for row in ({}, {"event": "other"}, [], None, {"event": "noted"}):
+    rows: tuple[object, ...] = ({}, {"event": "other"}, [], None, {"event": "noted"})
+    for row in rows:
         with pytest.raises(ValueError, match=r"Started|Field|Input|valid"):
             event_of(row)
 

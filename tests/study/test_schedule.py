@@ -2,12 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
-from lingraft.errors import ConfigError
+from lingraft.errors import ConfigError, LingraftError
 from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.study.engines import Settled
+from lingraft.study.execute import Executor
+from lingraft.study.plan import Plan
 from lingraft.study.schedule import (
     Node,
     Share,
@@ -19,6 +23,7 @@ from lingraft.study.schedule import (
     ranks,
     share_of,
 )
+from lingraft.study.store import Store
 
 EIGHT_CARDS = Node(cards=8, cpus=64, memory_bytes=10**12)
 NO_CARDS = Node(cards=0, cpus=16, memory_bytes=10**10, threads=4)
@@ -125,3 +130,52 @@ def test_what_is_finished_says_how_long_the_like_takes() -> None:
     large = Step("large", own_needs=Needs(disk_bytes=3 * 10**9))
     found = estimated_seconds([small, large], {small.fingerprint: 20.0})
     assert found == {small.fingerprint: 20.0, large.fingerprint: pytest.approx(60.0)}
+
+
+class Queue:
+    """An engine of one node that queues by itself; every stage fails, the one that was submitted first is the next."""
+
+    room, node, cards = None, EIGHT_CARDS, 8
+
+    def __init__(self) -> None:
+        self.queued: list[StageSpec] = []
+        self.happened: list[str] = []
+
+    def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:  # noqa: ARG002
+        self.queued.append(stage)
+        self.happened.append(f"{stage.label} on {share.cards}")
+
+    def wait(self, seconds: float) -> list[Settled]:  # noqa: ARG002
+        stage = self.queued.pop(0)
+        self.happened.append(f"{stage.label} ends")
+        return [Settled(stage, LingraftError("no"))]
+
+    def __enter__(self) -> Queue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def test_a_run_submits_no_single_card_while_a_training_waits_for_the_node(tmp_path: Path) -> None:
+    steps = [
+        Step("evaluate", own_needs=ANSWERS),
+        Step("one", own_needs=TRAINS),
+        Step("two", own_needs=TRAINS),
+    ]
+    plan = Plan(
+        stages=tuple(steps),
+        base=None,
+        cells=(),
+        measures=(),
+        results=frozenset(one.fingerprint for one in steps),
+        kept=frozenset(),
+        limits={},
+        notes=(),
+    )
+    queue = Queue()
+    with Store(tmp_path / "run") as store:
+        assert len(list(Executor(store).run(plan, queue))) == 3
+    assert queue.happened == [
+        "one on 8", "two on 8", "one ends", "evaluate on 4", "two ends", "evaluate ends",
+    ]  # fmt: skip

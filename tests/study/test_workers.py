@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -16,13 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from lingraft.errors import ConfigError, DiskError
+from lingraft.errors import ConfigError, DataError, DiskError
 from lingraft.study.engines import LostError
 from lingraft.study.events import Watcher
 from lingraft.study.failures import failed_attempts
 from lingraft.study.pool import check_workers
 from lingraft.study.result import StudyResult
 from lingraft.study.run import run_study
+from lingraft.study.stage_worker import may_pass
 
 LONGEST = 300  # seconds, on a machine that has other work
 HERE = Path(__file__).parent
@@ -158,7 +160,9 @@ def test_a_signal_lets_all_workers_save_and_the_same_command_goes_on(
     actions = ("save_when_stopped", "save_when_stopped")
     running = start(*actions)
     labels = [f"{action} {number}" for number, action in enumerate(actions)]
-    wait_for(lambda: all(attempts(tmp_path, label) for label in labels))
+    listening = [tmp_path / f"{label} listens" for label in labels]
+    wait_for(lambda: running.poll() is not None or all(path.exists() for path in listening))
+    assert running.poll() is None, running.communicate()
     workers = [int(attempts(tmp_path, label)[0]) for label in labels]
     for process in (running.pid, *workers):  # as a scheduler does, which signals all of them
         os.kill(process, signal.SIGTERM)
@@ -181,7 +185,9 @@ def test_workers_end_with_a_driver_that_is_killed_and_publish_nothing(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     running = start("hang", "hang")
-    wait_for(lambda: attempts(tmp_path, "hang 0") and attempts(tmp_path, "hang 1"))
+    begun = ("hang 0", "hang 1")
+    wait_for(lambda: running.poll() is not None or all(attempts(tmp_path, label) for label in begun))
+    assert running.poll() is None, running.communicate()
     workers = [int(attempts(tmp_path, f"hang {number}")[0]) for number in (0, 1)]
     running.kill()
     running.communicate()
@@ -256,6 +262,30 @@ def test_more_workers_than_accelerators_are_refused_in_one_sentence(monkeypatch:
     check_workers(2, 2)
     with pytest.raises(ConfigError, match="take 6 accelerators, and there are 4; give --workers 2"):
         check_workers(3, 2)
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (ConnectionResetError("peer"), True),
+        (TimeoutError(), True),
+        (OSError(errno.ESTALE, "stale file handle"), True),
+        (RuntimeError("no answer"), False),
+        (caused(RuntimeError("no answer"), OSError(errno.ECONNREFUSED, "refused")), True),
+        (caused(DataError("the server is away"), ConnectionResetError("peer")), True),
+        (DataError("a row is broken"), False),
+        (FileNotFoundError(errno.ENOENT, "none", "data.jsonl"), False),
+        (PermissionError(errno.EACCES, "denied", "data.jsonl"), False),
+        (OSError("models/mine is not a local folder and is not a valid model identifier"), False),
+    ],
+)
+def test_only_what_may_pass_is_tried_again(error: Exception, passes: bool) -> None:
+    assert may_pass(error) is passes
 
 
 @pytest.mark.slow  # the small study above covers the same

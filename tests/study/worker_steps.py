@@ -63,6 +63,7 @@ class Step(StageSpec):
                 self._wait_for(lambda: len(list(self.folder.glob("attempts of meet*"))) == 2)
             case "save_when_stopped" if not (saved := place.folder / "saved").exists():
                 with stopping.finish_first():
+                    (self.folder / f"{self.label} listens").touch()
                     self._wait_for(lambda: stopping.requested() is not None)
                     time.sleep(1.0)  # in which the signal is handed on again
                     saved.write_text("half")

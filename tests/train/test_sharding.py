@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
@@ -141,13 +141,31 @@ def alone(bench: Bench) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def on_two(bench: Bench, untied: Path) -> Seen:
+def mixture(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture of four experts, of which each token is sent to two."""
+    sizes = AutoConfig.from_pretrained(tiny_model).to_dict()
+    kept = (
+        "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "bos_token_id", "eos_token_id", "pad_token_id",
+    )  # fmt: skip
+    config = MixtralConfig(
+        **{key: sizes[key] for key in kept}, intermediate_size=48, num_local_experts=4, num_experts_per_tok=2
+    )
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("mixture") / "model"
+    save_checkpoint(MixtralForCausalLM(config), load_tokenizer(tiny_model), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_two(bench: Bench, untied: Path, mixture: Path) -> Seen:
     return bench.run(
         2,
         {
             "straight": {"task": bench.task("straight"), "measured": True},
             "fused": {"task": bench.task("fused", save_every=0), "fused": True},
             "untied": {"task": bench.task("untied", HALF, parent=untied)},
+            "mixture": {"task": bench.task("mixture", save_every=0, parent=mixture)},
             "asked": {"task": bench.task("asked", save_every=0), "asked": 1, "stop_after": 2},
             "replicated": {
                 "task": bench.task("replicated", save_every=0),
@@ -274,3 +292,42 @@ def test_tokenizers_are_those_of_the_start(on_two: Seen, bench: Bench) -> None:
     assert on_two["straight"]
     own = AutoTokenizer.from_pretrained(bench.folder / "straight" / "checkpoint")
     assert own.get_vocab() == AutoTokenizer.from_pretrained(bench.parent).get_vocab()
+
+
+def test_groups_that_each_divide_a_whole_model_train_as_one_process(
+    bench: Bench, alone: dict[str, Any]
+) -> None:
+    """Four processes, of which two and two divide the model, as on two nodes; also stopped, frozen and with a pull."""
+    choice = [HALF, {"l2_anchor": {"strength": 0.5}}]
+    pull = bench.task("pulled alone", choice)
+    expected = train_task(pull).outcome
+    pulled = bench.task("pulled in groups", choice).model_copy(update={"replicas": 2})
+    stopped = bench.task("stopped in groups", save_every=0).model_copy(update={"replicas": 2})
+    seen = bench.run(
+        4,
+        {
+            "1 stopped": {"task": stopped, "asked": 3, "stop_after": 2},  # in the order of their names
+            "2 goes on": {"task": stopped},
+            "3 pulled": {"task": pulled},
+        },
+    )
+    assert [own.get("stopped") for own in seen["1 stopped"]] == [True] * 4
+    assert [own["resumed_from"] for own in seen["2 goes on"]] == [2] * 4
+    for name, losses in (("2 goes on", alone["losses"]), ("3 pulled", expected.losses)):
+        for own in seen[name]:
+            assert [one for _, one in own["losses"]] == pytest.approx([one for _, one in losses], abs=1e-5)
+    for task, folder in ((stopped, alone["folder"]), (pulled, pull.checkpoint)):
+        found = load_model(task.checkpoint).state_dict()
+        for name, weight in load_model(folder).state_dict().items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
+
+
+def test_experts_that_two_processes_share_train_as_on_one(bench: Bench, on_two: Seen, mixture: Path) -> None:
+    task = bench.task("mixture alone", save_every=0, parent=mixture)
+    losses = train_task(task).outcome.losses
+    assert_same_losses(on_two["mixture"][0]["losses"], losses)
+    assert_same_model(bench.folder / "mixture" / "checkpoint", task.checkpoint)
+    before, after = (load_file(folder / "model.safetensors") for folder in (mixture, task.checkpoint))
+    experts = [name for name in before if ".experts." in name]
+    assert experts
+    assert all(not torch.equal(before[name], after[name]) for name in experts), "all of them trained"

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from lingraft.adapt.history import HISTORY, read_history, write_history
-from lingraft.errors import ConfigError, LingraftError, as_disk_error
+from lingraft.claims import claim
+from lingraft.errors import ClaimedError, ClaimLostError, ConfigError, LingraftError, as_disk_error
 from lingraft.records import flush_folder, is_foreign, remove
+
+_CLAIMS = re.compile(r"\..+\.claims")  # inside of a place that is a disk of its own
 
 
 def check_place(folder: Path, *, overwrite: bool = False) -> None:
@@ -78,14 +80,15 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
     inside = place.is_mount()
     parent = place if inside else place.parent
     staging = parent / f".{place.name}.part"
-    lock = FileLock(parent / f".{place.name}.lock")
+    claims = parent / f".{place.name}.claims"
     with as_disk_error(parent):
         parent.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            own = claim(claims)
+        except ClaimedError as error:
             raise LingraftError(
-                f"{folder}: another lingraft writes it; wait for it, or name another folder."
+                f"{folder}: another lingraft writes it: {error.owner or 'a process'}; wait for it, or name another "
+                "folder."
             ) from None
         try:
             remove(staging)
@@ -96,23 +99,26 @@ def new_folder(folder: Path, *, overwrite: bool = False) -> Iterator[Path]:
             write_history(staging, replace(history, files=tuple(sorted(_names_in(staging)))))
             _open_up(staging)
             flush_folder(staging)
+            own.check()
             if inside:
                 _move_into(staging, place)
             else:
                 _put(staging, place)
         finally:
-            remove(staging)
-            with suppress(OSError):
-                Path(lock.lock_file).unlink()
-            lock.release()
+            with suppress(ClaimLostError):  # then it is another process's
+                own.check()
+                remove(staging)
+            own.release(forget=True)
 
 
 def _names_in(folder: Path) -> set[str]:
-    """Return the files of a folder, its folders' as well, without what systems and editors leave."""
+    """Return the files of a folder, its folders' as well, without claims and what systems and editors leave."""
     return {
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if (path.is_symlink() or not path.is_dir()) and not is_foreign(path.name)
+        if (path.is_symlink() or not path.is_dir())
+        and not is_foreign(path.name)
+        and not (path.parent.parent == folder and _CLAIMS.fullmatch(path.parent.name))
     }
 
 

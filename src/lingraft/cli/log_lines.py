@@ -63,6 +63,7 @@ class LogLines:
         self._several: tuple[Step, ...] = ()
         self._since = self._updated = self._last_line = self._clock()
         self.estimate: Callable[[], str] = str  # how long the whole takes, or nothing
+        self.is_silent = False  # while the command itself says what happens
         self._users = 0
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -118,7 +119,7 @@ class LogLines:
         """Print the state, if the last line was long enough ago."""
         with self._lock:
             now = self._clock()
-            if not self._is_plain or now - self._last_line < SECONDS_BETWEEN_LINES:
+            if self.is_silent or not self._is_plain or now - self._last_line < SECONDS_BETWEEN_LINES:
                 return
             self._last_line = now
             if self._several:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from lingraft.study.status import AtWork, RunStatus, StageStatus
+    from lingraft.study.status import AtWork, RunStatus, StageState, StageStatus
 
 _SECONDS_BETWEEN_LOOKS = 2.0
 _MOST_FAILED, _MOST_NAMED = 10, 3
@@ -47,6 +47,7 @@ def show_run(
     stopping.keeps("the run does not need it, and goes on")
     if watch and json:
         raise ConfigError("--json: goes without --watch, which goes on and on; leave one of the two out.")
+    from lingraft.cli.log_lines import log_lines
     from lingraft.config.paths import user_path
     from lingraft.study.status import status_of
 
@@ -60,12 +61,14 @@ def show_run(
     console = result_console()
     if not watch:
         console.print(picture(found, console.width), soft_wrap=True)
-    elif console.is_terminal and not console.is_dumb_terminal:
-        found = _redraw(folder, found, console)
-    else:
-        found = _tell(folder, found, console)
-    if watch:
-        raise typer.Exit(EXIT_DONE if found.state == "done" else EXIT_ANSWER_IS_NO)
+        return
+    log_lines().is_silent = True
+    try:
+        is_drawn = console.is_terminal and not console.is_dumb_terminal
+        found = _redraw(folder, found, console) if is_drawn else _tell(folder, found, console)
+    finally:
+        log_lines().is_silent = False
+    raise typer.Exit(EXIT_DONE if found.state == "done" else EXIT_ANSWER_IS_NO)
 
 
 def picture(status: RunStatus, width: int, height: int | None = None) -> Text:
@@ -98,15 +101,21 @@ def picture(status: RunStatus, width: int, height: int | None = None) -> Text:
 def _state_of(status: RunStatus) -> str:
     """Return the state of a run with its counts."""
     if not status.stages:
-        return "under way; it looks at its tasks and data" if status.state == "under way" else "not begun"
+        is_looking = status.state == "under way"
+        return (
+            "under way; it looks at its tasks and data"
+            if is_looking
+            else "not begun, or still reading its data"
+        )
     needed = len(status.stages) - status.count("not needed")
     parts = [f"{status.count('done'):,} of {needed:,} stages done"]
-    for state, word in (
-        ("under way", "at work"),
-        ("lost", "lost"),
-        ("failed", "failed"),
-        ("waiting", "waiting"),
-    ):
+    words: dict[StageState, str] = {
+        "under way": "at work",
+        "lost": "lost",
+        "failed": "failed",
+        "waiting": "waiting",
+    }
+    for state, word in words.items():
         if count := status.count(state):
             parts.append(f"{count:,} {word}")
     ended = {"failed": "ended", "not begun": "not begun"}.get(status.state, status.state)

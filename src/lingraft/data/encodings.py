@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingraft.claims import CLAIMS, claim
+from lingraft.claims import CLAIMS, claim_when_free
 from lingraft.data.chat import EncodedData, encode_examples
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.encoded import FORMAT, INDEX_FILE, ROWS_FILE, EncodedTable
@@ -71,7 +71,7 @@ def encode_once(
         cache: A folder; made where it is missing.
         max_refused_share: The largest share of the examples that the template may refuse.
         on_progress: Called with the examples done and their number.
-        noted: Called with a sentence where what is in the cache is damaged.
+        noted: Called with a sentence where what is in the cache is damaged, or made by another process.
 
     Raises:
         DataError, ModelError: See `encode_examples`; nothing is kept.
@@ -93,7 +93,7 @@ def encode_once(
     # Damaged when the machine went down, or since.
     with suppress(DataError, OSError, ValueError, TypeError):
         return _read(folder, len(examples))
-    with claim(cache / CLAIMS / f"{_FOLDER}-{folder.name}", patience=None) as held:
+    with claim_when_free(cache / CLAIMS / f"{_FOLDER}-{folder.name}", "encoded rows", noted) as held:
         with suppress(DataError, OSError, ValueError, TypeError):
             return _read(folder, len(examples))  # another process has made it meanwhile
         if folder.exists():

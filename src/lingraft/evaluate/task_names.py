@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from lingraft.claims import CLAIMS, claim
 from lingraft.data.worldbook import FAMILIES
 from lingraft.errors import ConfigError, did_you_mean
 from lingraft.evaluate.catalogue import suite
@@ -109,8 +110,6 @@ def harness_names() -> dict[str, HarnessName]:
     That takes some seconds to find out. So the answer is kept in the user's cache folder, until a file of the
     harness changes. Of several processes one looks, and the others wait.
     """
-    from filelock import FileLock
-
     root = harness_folder()
     place = hashlib.sha256(str(root).encode()).hexdigest()[:8]
     path = cache_folder() / f"harness-{place}.json"
@@ -121,8 +120,8 @@ def harness_names() -> dict[str, HarnessName]:
     with ExitStack() as stack:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(path.with_suffix(".lock")))
-        except (OSError, NotImplementedError):  # nothing can be written or locked here
+            stack.enter_context(claim(path.parent / CLAIMS / path.stem, patience=None))
+        except (OSError, ConfigError):  # nothing can be written here
             return index_of(root)
         kept = _read(path, state)
         if kept is None:

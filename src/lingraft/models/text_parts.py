@@ -36,17 +36,24 @@ def reached_by_text(model: nn.Module) -> frozenset[str]:
     # Without weights there are no values either, which models look at unless they see that nothing is computed.
     values: AbstractContextManager[object]
     values = FakeTensorMode(allow_non_fake_inputs=True) if device.type == "meta" else nullcontext()
+    any_model: Any = model
+    config = any_model.config.get_text_config()
+    experts = getattr(config, "_experts_implementation", None)
     try:
+        if device.type == "meta" and experts is not None:
+            # Without values torch's grouped product refuses float32.
+            config._experts_implementation = "batched_mm"
         model.eval()
         for parameter in parameters.values():
             if parameter.is_floating_point():
                 parameter.requires_grad_(True)
         with torch.enable_grad(), values:
-            any_model: Any = model
             ids = torch.arange(_TOKENS, device=device) % embedding_rows(model)
             logits = any_model(input_ids=ids[None], use_cache=False).logits
         found = {id(leaf) for leaf in _leaves(logits)}
     finally:
+        if experts is not None:
+            config._experts_implementation = experts
         model.train(was_training)
         for name, parameter in parameters.items():
             if parameter.is_floating_point():

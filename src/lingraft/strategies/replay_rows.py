@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lingraft.claims import CLAIMS, claim
+from lingraft.claims import CLAIMS, claim_when_free
 from lingraft.config.schema import Backend
 from lingraft.data.chat_format import CHAT_IDENTITY, chat_format
 from lingraft.data.degeneration import degeneration
@@ -118,7 +118,7 @@ def make_replay(
         name: The model's name for the provenance; None: the hash of its weights.
         answered: Whether the prompts are answered; else their last turn stays as it is, and is dropped for no reason.
         on_progress: Called with the rows that are done and wanted.
-        noted: Called with a sentence where a log was damaged.
+        noted: Called with a sentence where a log was damaged, or another process generates the same rows.
 
     Raises:
         ModelError: The model cannot be loaded, or its chat template has no user turn to sample prompts from.
@@ -154,7 +154,7 @@ def make_replay(
     work = cache / f"replay-{fingerprint_of(decides)}"
     work.mkdir(parents=True, exist_ok=True)
     # Several stages may want the same rows: those that come later wait, and read them.
-    with claim(cache / CLAIMS / work.name, patience=None) as held:
+    with claim_when_free(cache / CLAIMS / work.name, "generated rows", noted) as held:
         remove_temporaries(work)
         write_json_atomically(work / "settings.json", decides)
         logs = GenerationLog(work / "prompts.jsonl", held), GenerationLog(work / "answers.jsonl", held)

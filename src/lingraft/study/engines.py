@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
-from lingraft.errors import LingraftError
+from lingraft.errors import ProcessLostError
 from lingraft.stage import StageSpec
 from lingraft.study.schedule import Node, Share
 
 
-class LostError(LingraftError):
+class LostError(ProcessLostError):
     """The process or the node that made a stage is gone; what it had saved stays."""
 
 

@@ -305,7 +305,7 @@ class EventFollower:
     Args:
         run: The run folder.
         watcher: Receives the events. That a stage is finished or failed is for the caller to report.
-        said: Told the stages at work; None: nothing is said.
+        said: What the run says of itself, with the stages at work; None: nothing is said.
     """
 
     def __init__(self, run: Path, watcher: Watcher, said: UnderWayFile | None = None) -> None:

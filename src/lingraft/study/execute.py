@@ -20,7 +20,7 @@ from lingraft.study.event_log import EventFollower
 from lingraft.study.events import Watcher
 from lingraft.study.failures import record_failure
 from lingraft.study.plan import Plan, consumers_of
-from lingraft.study.schedule import Node, Share, cards_for, estimated_seconds, order, share_of
+from lingraft.study.schedule import Node, Share, cards_for, estimated_seconds, is_held_back, order, share_of
 from lingraft.study.stage_worker import may_pass, work_on
 from lingraft.study.store import Store
 from lingraft.study.under_way import LOSSES, Heard, StageAtWork, UnderWayFile
@@ -59,6 +59,7 @@ class Executor:
         self._follower: EventFollower | None = None  # of what other processes make
         self._retries: Counter[str] = Counter()
         self._answers: dict[str, bool] = {}  # by fingerprint, whether a stage may take several cards or one
+        self._cards_of: dict[str, int] = {}  # by fingerprint, the cards that a stage was submitted with
         self._unmakeable: dict[
             str, Exception
         ] = {}  # of those that are done, why discarded artefacts stay away
@@ -90,6 +91,7 @@ class Executor:
         Raises:
             DiskError: The disk is full, or the like: every later stage would fail by it as well.
             Stopped: A signal asked for it; what was at work is saved.
+            ClaimLostError: Another process took the run over.
         """
         consumers = consumers_of(plan.stages)
         if self._looked is not plan:
@@ -115,6 +117,7 @@ class Executor:
         waiting = {stage.fingerprint: stage for stage in in_order}
         settled: list[StageSpec] = []
         while True:
+            self.store.check_held()  # who was stopped for long finds the run another's, and discards nothing of it
             settled += self._begin(engine, waiting, consumers)
             self._tidy(plan, waiting, consumers)
             yield from settled  # while others are at work: who sums up takes seconds
@@ -196,25 +199,37 @@ class Executor:
                         self.make(stage)
                     settled.append(waiting.pop(stage.fingerprint))
                 elif self._can_begin(stage, waiting):
+                    share = share_on(engine, stage, self._answering(waiting))
+                    if engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards)):
+                        continue  # until one of those is done
                     if self._follower is not None:
                         self._follower.begin(stage)
                     needed = self._is_needed(stage, consumers)
-                    share = share_on(engine, stage, self._answering_ahead(waiting))
                     engine.submit(stage, share, with_artefacts=needed)
                     self._at_work[stage.fingerprint] = stage
+                    self._cards_of[stage.fingerprint] = share.cards
             except Exception as error:  # of what it reads; whatever it is, the other stages go on
                 settled.append(waiting.pop(stage.fingerprint))
                 self._fail(stage, error)
         return settled
 
-    def _answering_ahead(self, waiting: Mapping[str, StageSpec]) -> int:
-        """Return how many stages that are not done may take several cards or one."""
+    def _answering(self, waiting: Mapping[str, StageSpec]) -> int:
+        """Return how many stages of this run may take several cards or one, those that are done by now as well."""
         if self._follower is None:
             return 1
         for fingerprint, stage in waiting.items():
             if fingerprint not in self._answers:
                 self._answers[fingerprint] = stage.needs.most_processes > stage.needs.processes
-        return sum(self._answers[one] for one in waiting)
+        return sum(self._answers.values())
+
+    def _queued_cards(self, cards: int) -> list[int]:
+        """Return the cards of each submitted stage that waits, as those before it have so many."""
+        taken, queued = 0, []
+        for fingerprint in self._at_work:
+            taken += self._cards_of[fingerprint]
+            if taken > cards:
+                queued.append(self._cards_of[fingerprint])
+        return queued
 
     def _settle(self, attempt: Settled, retries: int) -> bool:
         """Take over how an attempt ended, and return whether its stage is done or has failed: else it is made again."""
@@ -238,9 +253,10 @@ class Executor:
             self._fail(stage, error)
             return True
         self._retries[stage.fingerprint] += 1
+        why, line_break, printed = str(error).partition("\n")
         self._watcher.noted(
-            f"{stage.name}: {str(error).rstrip('.')}; it is made again (retry {self._retries[stage.fingerprint]} of "
-            f"{retries})."
+            f"{stage.name}: {why.rstrip('.:')}; it is made again (retry {self._retries[stage.fingerprint]} of "
+            f"{retries}).{line_break}{printed}"
         )
         return False
 
@@ -367,16 +383,16 @@ class InThisProcess:
         """End nothing: there is no other process."""
 
 
-def share_on(engine: Engine, stage: StageSpec, ahead: int = 1) -> Share:
+def share_on(engine: Engine, stage: StageSpec, answering: int = 1) -> Share:
     """Return what of an engine's machines a stage gets.
 
     Args:
         engine: The engine.
         stage: The stage.
-        ahead: Stages that answer and are not done, where all of them compete for the cards; see `cards_for`.
+        answering: Stages of the run that answer, where all of them compete for the cards; see `cards_for`.
     """
     if isinstance(engine, InThisProcess):
         return Share(0, 1, None)
     # A worker of this machine has its cards for itself.
-    cards, ahead = (engine.cards, ahead) if engine.room is None else (engine.node.cards, 1)
-    return share_of(stage, engine.node, cards_for(stage.needs, engine.node, cards, ahead))
+    cards, answering = (engine.cards, answering) if engine.room is None else (engine.node.cards, 1)
+    return share_of(stage, engine.node, cards_for(stage.needs, engine.node, cards, answering))

@@ -143,7 +143,7 @@ class Pool:
                 settled.append(Settled(stage, error, where, may_pass=True))
             elif outcome.stopped is not None:  # a signal may come to a worker alone
                 stopping.request(outcome.stopped)
-                self._stop(outcome.stopped, [(stage, outcome.saved)])
+                self._stop(outcome.stopped, [(stage, outcome.saved)] if outcome.saved else [])
                 raise Stopped(outcome.stopped)
             elif outcome.failure is not None:
                 settled.append(Settled(stage, outcome.failure.error, where, outcome.failure.may_pass))
@@ -189,7 +189,8 @@ class _Worker:
 
     def _start(self) -> None:
         self.connection, theirs = Pipe()
-        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
+        # Unbuffered: the last lines of one that is killed would be lost.
+        environment = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         # As the command line has it: threads that spin stall those of another worker.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         environment.setdefault("GOMP_SPINCOUNT", "3000")

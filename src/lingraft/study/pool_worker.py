@@ -5,6 +5,7 @@ It makes one stage after the other, until the driver is gone.
 
 from __future__ import annotations
 
+import faulthandler
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -16,6 +17,7 @@ def main() -> None:
     """Make stages until there is nobody to make them for."""
     descriptor, driver = (int(one) for one in sys.argv[1:])
     stopping.end_with(driver)
+    faulthandler.enable()  # the stack of a crash goes into the log of the stage
     # Who signals a whole group means the driver. What makes a stage listens, as it has something to save.
     for number in stopping.SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -19,7 +19,14 @@ from typing import Any
 import torch
 
 from lingraft import errors, stopping
-from lingraft.errors import ClaimLostError, ConfigError, LingraftError, NodeLostError, disk_error
+from lingraft.errors import (
+    ClaimLostError,
+    ConfigError,
+    LingraftError,
+    NodeLostError,
+    ProcessLostError,
+    disk_error,
+)
 from lingraft.stage import Shelf, StageSpec, StageWatcher, Work, Workplace
 from lingraft.stopping import Stopped
 from lingraft.study.event_log import EventLog, event_file, output_file
@@ -100,9 +107,9 @@ class Failure:
     @property
     def error(self) -> Exception:
         """The error as the process that makes all stages would have raised it."""
-        known = getattr(errors, self.kind, None)
+        known: Any = getattr(errors, self.kind, None)
         is_ours = isinstance(known, type) and issubclass(known, LingraftError)
-        kind = known if is_ours else type(self.kind, (Exception,), {})
+        kind: Any = known if is_ours else type(self.kind, (Exception,), {})
         error: Exception = kind.__new__(kind, self.message)
         error.add_note(self.stack)
         return error
@@ -186,17 +193,24 @@ def work_on(stage: StageSpec, folder: Path, store: Store, watcher: StageWatcher,
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether another attempt may end otherwise: a connection broke, or a file system answered with an error.
+    """Return whether another attempt may end otherwise: a process died, a connection broke, or a disk gave an error.
 
     What lingraft itself refuses is wrong input, unless such an error caused it. A claim that was lost is another
     process's to finish, and a node that was lost may be there again.
     """
-    seen: BaseException | None = error
-    while isinstance(seen, LingraftError):
-        if isinstance(seen, ClaimLostError | NodeLostError):
+    seen: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and one not in seen:
+        if isinstance(
+            one, ClaimLostError | NodeLostError | ProcessLostError | ConnectionError | TimeoutError
+        ):
             return True
-        seen = seen.__cause__
-    return isinstance(seen, OSError) and not isinstance(seen, _NOT_PASSING)
+        # Libraries raise errors of the system without a number for what they refuse, such as an unknown model.
+        if isinstance(one, OSError) and one.errno is not None and not isinstance(one, _NOT_PASSING):
+            return True
+        seen.append(one)
+        one = one.__cause__ or (None if isinstance(one, LingraftError) else one.__context__)
+    return False
 
 
 @contextmanager

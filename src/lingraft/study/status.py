@@ -24,6 +24,7 @@ from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
 from lingraft.study.event_log import attempt_so_far, log_of
 from lingraft.study.failures import FailedAttempt, failed_attempts
+from lingraft.study.store import RUN, TIMING, unfinished
 from lingraft.study.under_way import (
     UNDER_WAY,
     FirstAnswer,
@@ -193,7 +194,7 @@ def status_of(folder: Path) -> RunStatus:
     state: RunState
     if is_under_way:
         state = "under way"
-        claim = held_claim(folder / CLAIMS / "run")
+        claim = held_claim(folder / CLAIMS / RUN)
         if not is_held and (claim is None or not claim.is_alive(now)):
             remarks.append(
                 f"the process that ran the study is gone, and {living} of its stages "
@@ -285,7 +286,7 @@ def seconds_left(
 
 @dataclass(frozen=True)
 class _Begun:
-    """A stage that somebody began, and whether who makes it lives, as far as it can be told."""
+    """A stage that somebody began, and whether who makes it lives, as far as is known."""
 
     said: StageAtWork
     is_alive: bool
@@ -358,7 +359,7 @@ def _stage(
 
 def _seconds(stage: Path) -> float | None:
     try:
-        found = read_json(stage / "timing.json")["seconds"]
+        found = read_json(stage / TIMING)["seconds"]
         return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -373,7 +374,10 @@ def _at_work(folder: Path, begun: _Begun, plan: Mapping[str, ListedStage], now: 
         if left is None and progress.total and progress.done and progress.unit in (None, "items"):
             left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
         progress = replace(progress, seconds_left=None if left is None else max(0.0, left - spent))
-    losses = _losses(folder, said)
+    losses: tuple[tuple[int, float], ...] = ()
+    with suppress(OSError):  # it is being renamed
+        if (place := unfinished(folder, said.folder)) is not None:
+            losses = losses_so_far(place)
     if len(losses) > _MOST_LOSSES:
         step = (len(losses) - 1) / (_MOST_LOSSES - 1)
         losses = tuple(losses[round(place * step)] for place in range(_MOST_LOSSES))
@@ -390,16 +394,3 @@ def _at_work(folder: Path, begun: _Begun, plan: Mapping[str, ListedStage], now: 
         attempt=said.attempt,
         lost_since=begun.lost_since,
     )
-
-
-def _losses(folder: Path, said: StageAtWork) -> tuple[tuple[int, float], ...]:
-    """Return the losses of a training so far, from where it works: the folder of its newest attempt."""
-    places = [folder / "work" / f"{said.folder}.{said.attempt}"]
-    if not places[0].is_dir():  # nobody holds it, or an earlier version made it in its final folder
-        own = [path for path in (folder / "work").glob(f"{said.folder}.*") if path.suffix[1:].isdecimal()]
-        places = [*sorted(own, key=lambda path: -int(path.suffix[1:])), folder / "stages" / said.folder]
-    for place in places:
-        with suppress(OSError):
-            if found := losses_so_far(place):
-                return found
-    return ()

@@ -23,7 +23,7 @@ from lingraft.records import from_json, is_foreign, read_kept, to_json, write_ke
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
 from lingraft.study.failures import FAILURES
 from lingraft.study.made import MADE
-from lingraft.study.store import FORMER, unfinished
+from lingraft.study.store import FORMER, RUN, unfinished
 from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
@@ -317,14 +317,9 @@ class _Found:
                 self.foreign += [*others, *(one for one in files if one not in ours and one not in parts)]
                 is_of_stage = _STAGE.fullmatch(path.name) is not None and path.is_dir()
                 is_idle = owner_of(folder / "claims" / path.name) is None
-                is_left = is_idle and not (
-                    path.name in plan.stages
-                    or (folder / "stages" / path.name).exists()
-                    or unfinished(folder, path.name) is not None
-                )
-                if is_of_stage and is_left and ours:
-                    self.add(path, f"{what} of a stage that is not there", [*ours, *parts])
-                elif is_idle:
+                if is_of_stage and is_idle and ours and path.name not in plan.stages:
+                    self.add(path, f"{what} of a stage that the study does not list", [*ours, *parts])
+                elif is_idle or path.name == RUN:  # which whoever looks holds
                     for one in parts:
                         self.add(one, _TEMPORARY_FILE, [one])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 import time
 import uuid
@@ -18,7 +19,7 @@ from pydantic import TypeAdapter
 
 from lingraft import errors, stopping
 from lingraft.config.processes import asked_processes, check_processes
-from lingraft.errors import ConfigError, DiskError, LingraftError, NodeLostError, disk_error
+from lingraft.errors import ConfigError, DiskError, LingraftError, NodeLostError, ProcessLostError, disk_error
 from lingraft.models.workers import worker_count
 from lingraft.records import read_json, remove, write_json_atomically
 from lingraft.stopping import Stopped
@@ -47,6 +48,11 @@ SAVED = "lingraft-saved "
 _NO_ROOM = 1 << 14  # bytes
 _SHOWN_LINES = 20
 _FAILED_WITH = "a training process failed with"
+# What gloo and NCCL say in the others where one of the processes died.
+_LOST_PARTNER = re.compile(
+    rf"^{_FAILED_WITH} \w+: .*(Connection (closed|reset) by peer|remote process exited|NCCL communicator was aborted)",
+    re.DOTALL,
+)
 _SECONDS_BETWEEN_LOOKS = 0.1
 _SECONDS_TO_END = 5.0
 
@@ -176,8 +182,10 @@ def train_on(
                 raise DiskError(
                     f"{folder}: the disk is full: free some space, and run the same command again."
                 )
-            raise LingraftError("the training processes ended without a result:\n" + _last_lines(folder))
+            raise ProcessLostError("the training processes ended without a result:\n" + _last_lines(folder))
         failure = read_json(folder / FAILURE)
+        if _LOST_PARTNER.search(failure["message"]):  # of one that has died, and could not say so
+            raise ProcessLostError(failure["message"])
         error: LingraftError = getattr(errors, failure["kind"], LingraftError)(failure["message"])
         raise error
     trained: TrainedPhase = _TRAINED.validate_python(read_json(folder / OUTCOME))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from lingraft.data.chat import handled_sentences
+from lingraft.errors import ConfigError
 from lingraft.report.contents import Block, Lines, PlacedTable, Section
 from lingraft.report.notes import (
     comparison_notes,
@@ -19,8 +20,12 @@ from lingraft.report.notes import (
 )
 from lingraft.report.runs import Report, Run
 from lingraft.report.tables import ABSENT, Column, Entry, Table, models_of, unused_table
+from lingraft.stage_record import RECORD
+from lingraft.study.event_log import log_of
+from lingraft.study.failures import FailedAttempt, failed_attempts
 from lingraft.study.made import without_secrets
 from lingraft.study.result import DataCounts, FailedCell, TrainingCounts
+from lingraft.study.unused import read_plan
 
 
 def section(report: Report) -> Section | None:
@@ -30,6 +35,9 @@ def section(report: Report) -> Section | None:
     failed = _failed(report)
     if failed:
         blocks.append(Lines("What failed", failed, "problems"))
+    attempts = tuple(_attempts(report))
+    if attempts:
+        blocks.append(Lines("Attempts at stages that failed, and their logs", attempts, is_folded=True))
     counted = _table(report)
     if counted is not None:
         caption = (
@@ -79,6 +87,32 @@ def _failed(report: Report) -> tuple[str, ...]:
             for reason, cells in grouped
         ),
     )
+
+
+def _attempts(report: Report) -> Iterator[str]:
+    """Return the last failed attempt at each stage that was made again or left a log, and where that lies."""
+    for run in report.runs:
+        last: dict[str, list[FailedAttempt]] = {}
+        for attempt in failed_attempts(run.folder):
+            last.setdefault(attempt.stage, []).append(attempt)
+        try:
+            names = {folder: one.name for folder, one in read_plan(run.folder).stages.items()}
+        except (ConfigError, OSError):
+            names = {}
+        several = f"{run.name}: " if len(report.runs) > 1 else ""
+        for stage, attempts in last.items():
+            kind, one = stage.partition("-")[0], attempts[-1]
+            count = f"{len(attempts)} attempts" if len(attempts) > 1 else "1 attempt"
+            where = f" on {one.where}" if one.where else ""
+            made = "; made since" if (run.folder / "stages" / stage / RECORD).is_file() else ""
+            log = log_of(run.folder, stage)
+            if log is None and len(attempts) == 1:  # what failed by it says all
+                continue
+            lies = (
+                "" if log is None else f" (log: {log.relative_to(run.folder).as_posix()} in the run folder)"
+            )
+            name = f"{kind} {names[stage]}" if stage in names else stage
+            yield f"{several}{name}: {count}, the last{where}: {without_secrets(one.reason)}{made}{lies}"
 
 
 @dataclass

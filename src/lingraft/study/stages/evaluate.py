@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
-from lingraft.claims import CLAIMS, claim
+from lingraft.claims import CLAIMS, claim_when_free
 from lingraft.config.schema import UNCOMPARED_JUDGE_FIELDS, Evaluation
 from lingraft.data.chat_format import CHAT_IDENTITY
 from lingraft.data.example import Example
@@ -258,7 +258,7 @@ class Evaluate(StageSpec):
         name = f"answers-{answers}"
         with (
             # Another stage may ask the same model, such as for other tasks.
-            claim(place.cache / CLAIMS / name, patience=None) as held,
+            claim_when_free(place.cache / CLAIMS / name, "answers", place.watcher.noted) as held,
             answered_by(
                 workers,
                 files,
