@@ -42,7 +42,7 @@ from lingraft.study.stages.train import Train
 from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
-_SECONDS_FOR_NODES = 120.0  # that all nodes have to be looked at; each loads torch
+_SECONDS_FOR_NODES = 300.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
 # Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
 _REAPER = """
