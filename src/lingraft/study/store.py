@@ -31,7 +31,15 @@ from pathlib import Path
 from typing import Any
 
 from lingraft import stopping
-from lingraft.claims import CLAIMS, SECONDS_UNTIL_LOST, Claim, claim, owner_of
+from lingraft.claims import (
+    CLAIMS,
+    SECONDS_UNTIL_LOST,
+    Claim,
+    claim,
+    claim_when_free,
+    note_if_unseen,
+    owner_of,
+)
 from lingraft.errors import (
     ClaimedError,
     ClaimLostError,
@@ -145,6 +153,7 @@ class Store:
 
     def _claim_run(self) -> Claim:
         try:
+            note_if_unseen(self.claims / RUN, str(self.folder), self.noted)
             return claim(self.claims / RUN)
         except ClaimedError as error:
             raise ClaimedError(
@@ -259,7 +268,7 @@ class Store:
             if found is not None:
                 _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
                 return found
-            with self._claimed(stage) as own:
+            with claim_when_free(self.claims / stage.folder_name, stage.name, self.noted) as own:
                 if self.find(stage, with_artefacts=with_artefacts) is not None:
                     continue  # another process was faster
                 try:
@@ -297,17 +306,6 @@ class Store:
             )
         self._done[stage.fingerprint] = _Whole(replace(whole.stage, reused=False), whole.record, whole.stamps)
         return self._done[stage.fingerprint].stage
-
-    @contextmanager
-    def _claimed(self, stage: StageSpec) -> Iterator[Claim]:
-        thing = self.claims / stage.folder_name
-        try:
-            own = claim(thing)
-        except ClaimedError as error:
-            self.noted(f"{stage.name}: is being made by {error.owner or 'another process'}; waiting for it.")
-            own = claim(thing, patience=None)
-        with own:
-            yield own
 
     def _make(
         self, stage: StageSpec, work: Callable[[Path], Work], own: Claim, *, with_artefacts: bool
