@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from lingraft import claims
-from lingraft.claims import Claim, Owner, claim, owner_of
+from lingraft.claims import Claim, Owner, claim, claim_when_free, owner_of
 from lingraft.errors import ClaimedError, ClaimLostError, ConfigError
 from lingraft.records import Stamp
 
@@ -145,8 +145,12 @@ def test_an_owner_on_another_machine_is_watched_before_it_is_refused_or_followed
             claim(tmp_path)
         assert time.monotonic() - began < 0.9
         os.kill(other.pid, signal.SIGSTOP)
-        with claim(tmp_path) as held:
+        notes: list[str] = []
+        with claim_when_free(tmp_path, "rows", notes.append) as held:
             assert held.number == 2
+        assert len(notes) == 1
+        assert f"rows: held by process {other.pid} on " in notes[0]
+        assert "it takes up to 1 seconds to see whether it lives" in notes[0]
 
 
 @pytest.mark.usefixtures("short")

@@ -195,11 +195,21 @@ def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Cl
     Raises:
         ConfigError, OSError: See `claim`.
     """
+    note_if_unseen(folder, what, noted)
     try:
         return claim(folder)
     except ClaimedError as error:
-        noted(f"{what}: made by {error.owner or 'another process'} just now; waiting for it.")
+        noted(f"{what}: is being made by {error.owner or 'another process'}; waiting for it.")
         return claim(folder, patience=None)
+
+
+def note_if_unseen(folder: Path, what: str, noted: Callable[[str], None]) -> None:
+    """Note a sentence where `claim` will look for a while whether an owner on another machine lives."""
+    owner = owner_of(folder)
+    if owner is not None and not owner.is_here:
+        noted(
+            f"{what}: held by {owner}; it takes up to {SECONDS_UNTIL_LOST:.0f} seconds to see whether it lives."
+        )
 
 
 def owner_of(folder: Path) -> Owner | None:

@@ -11,6 +11,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, TypeVar
@@ -203,6 +204,15 @@ def flush(path: Path) -> None:
             raise
     finally:
         os.close(handle)
+
+
+def look_anew(folder: Path) -> None:
+    """Let the system ask a network's disk again what a folder holds; of one that is not there, or no folder, nothing.
+
+    NFS believes for up to a minute what it found there, or did not; opening the folder ends that.
+    """
+    with suppress(OSError):
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def read_json(path: Path) -> Any:

@@ -19,7 +19,8 @@ import yaml
 
 from lingraft.config.ray_address import check_ray
 from lingraft.errors import ConfigError
-from lingraft.study.schedule import Share
+from lingraft.study.failures import failed_attempts
+from lingraft.study.schedule import Node, Share
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
 
@@ -198,19 +199,67 @@ def test_a_stopped_driver_saves_leaves_no_process_and_goes_on(
     until = time.monotonic() + 20
     while (left := processes_with(f"LINGRAFT_TEST_RUN={tmp_path}")) and time.monotonic() < until:
         time.sleep(0.2)
-    assert left == []
+    assert not left
     done = run(path, tmp_path, "--ray", "local")
     assert done.returncode == 0, done.stderr
     assert records(tmp_path) == expected
 
 
-def processes_with(variable: str) -> list[str]:
+@pytest.mark.slow
+def test_a_task_whose_process_is_killed_is_made_again_and_that_is_recorded(
+    serial: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = serial
+    command = [*LINGRAFT, "run", str(path), "--runs", str(tmp_path), "--ray", "local"]
+    marked = {**os.environ, "OMP_NUM_THREADS": "1", "LINGRAFT_TEST_RUN": str(tmp_path)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=marked) as running:
+        while not list(tmp_path.glob("tiny/logs/train-*/*")) and running.poll() is None:
+            time.sleep(0.05)
+        at_work = [
+            number
+            for number, shown in processes_with(f"LINGRAFT_TEST_RUN={tmp_path}").items()
+            if shown.startswith("ray::train")
+        ]
+        assert len(at_work) == 1
+        os.kill(at_work[0], signal.SIGKILL)
+        _, err = running.communicate(timeout=300)
+    assert running.returncode == 0, err
+    assert err.count("it is made again (retry 1 of 2)") == 1, err
+    assert records(tmp_path) == expected
+    failed = failed_attempts(tmp_path / "tiny")
+    assert [(one.stage.partition("-")[0], one.is_made_again) for one in failed] == [("train", True)]
+
+
+def test_what_waits_for_a_node_says_so_once_and_never_falls_back_on_processors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lingraft.study.ray_engine import RayEngine, _AtWork
+
+    notes: list[str] = []
+    stage: Any = type("Named", (), {"name": "train x"})()
+    engine = RayEngine(tmp_path, "local", noted=notes.append)
+    head, worker = Node(0, 4), Node(8, 64)
+    monkeypatch.setattr(RayEngine, "nodes", (head, worker))
+    assert engine.node == worker
+    engine._tasks = {"task": _AtWork(stage, Share(8, 8, None))}
+    engine._note_waiting()
+    assert notes == []
+    monkeypatch.setattr(RayEngine, "nodes", (head,))  # the other one is lost
+    assert engine.node == worker
+    engine._note_waiting()
+    engine._note_waiting()
+    assert len(notes) == 1
+    assert "train x needs 8 cards, 8 processor cores, and no node has that" in notes[0]
+    assert "it waits for such a node" in notes[0]
+
+
+def processes_with(variable: str) -> dict[int, str]:
     """Return the commands of the processes that inherited a variable."""
-    found = []
+    found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if variable.encode() in (process / "environ").read_bytes().split(b"\0"):
-                found.append((process / "cmdline").read_text().replace("\0", " "))
+                found[int(process.name)] = (process / "cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
-    return [one for one in found if one]
+    return {number: shown for number, shown in found.items() if shown}

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from lingraft.claims import claim
 from lingraft.errors import ClaimedError, ClaimLostError, ConfigError, DiskError, LingraftError, as_disk_error
 from lingraft.records import read_json
 from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.study import store as store_module
 from lingraft.study.store import FORMER, Store, unfinished
 
 # Makes the stage, and stops itself at the place that it is given; prints what it is about to do.
@@ -246,8 +248,10 @@ def test_what_another_process_published_is_taken_over_without_being_read(
 ) -> None:
     with Store(tmp_path) as driver:
         assert driver.find(STAGE) is None
-        with pytest.raises(LingraftError, match="is not there or not whole"):
-            driver.take_over(STAGE)
+        with monkeypatch.context() as patched:
+            patched.setattr(store_module, "SECONDS_UNTIL_LOST", 0.1)
+            with pytest.raises(LingraftError, match="is not there or not whole"):
+                driver.take_over(STAGE)
         Store.shared(tmp_path).run(STAGE, work_of("worker"))
         monkeypatch.setattr(stage_record, "hash_once", lambda path: pytest.fail(f"{path} was read"))
         assert not driver.take_over(STAGE).reused
@@ -255,6 +259,17 @@ def test_what_another_process_published_is_taken_over_without_being_read(
         (driver.folder_of(STAGE) / "file").write_text("longer than it was")
         with pytest.raises(LingraftError, match="is not there or not whole"):
             driver.take_over(STAGE)
+
+
+def test_what_a_network_shows_late_is_waited_for(tmp_path: Path) -> None:
+    with Store(tmp_path) as driver:
+        hidden = tmp_path / "hidden"
+        Store.shared(tmp_path).run(STAGE, work_of("worker"))
+        driver.folder_of(STAGE).rename(hidden)
+        shown = threading.Timer(0.5, lambda: hidden.rename(driver.folder_of(STAGE)))
+        shown.start()
+        assert driver.take_over(STAGE).result == {"answer": 42}
+        shown.join()
 
 
 def test_a_process_reads_an_artefact_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

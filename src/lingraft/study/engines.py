@@ -6,10 +6,12 @@ is done is read from the store, by whoever asks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol
 
+from lingraft import stopping
 from lingraft.errors import ProcessLostError
 from lingraft.stage import StageSpec
 from lingraft.study.schedule import Node, Share
@@ -28,13 +30,22 @@ class Settled:
         error: Why it is not made; None: it is published in the store.
         where: Who made it, such as `worker 2` or `node 10.0.0.3, process 4711`; empty: this process.
         may_pass: Whether another attempt can end otherwise: its process died, or a connection broke. The executor makes
-            those again, as often as `--retries` says; an engine that has tried again by itself says False.
+            those again, as often as `--retries` says.
     """
 
     stage: StageSpec
     error: Exception | None = None
     where: str = ""
     may_pass: bool = False
+
+
+def say_saved(said: Sequence[tuple[StageSpec, str]]) -> None:
+    """Set what the sentence of a stop says was saved: of each stage what its process said, where that is anything."""
+    found = [(stage, what) for stage, what in said if what]
+    if len(found) == 1:
+        stopping.saved(found[0][1])
+    elif found:
+        stopping.saved("; ".join(f"{stage.label}: {what}" for stage, what in found))
 
 
 class Engine(Protocol):

@@ -24,7 +24,7 @@ from lingraft import stopping
 from lingraft.errors import ConfigError
 from lingraft.stage import StageSpec
 from lingraft.stopping import Stopped
-from lingraft.study.engines import LostError, Settled
+from lingraft.study.engines import LostError, Settled, say_saved
 from lingraft.study.event_log import attempts_of, output_file
 from lingraft.study.schedule import Node, Share
 from lingraft.study.stage_worker import Assignment, Outcome
@@ -143,7 +143,7 @@ class Pool:
                 settled.append(Settled(stage, error, where, may_pass=True))
             elif outcome.stopped is not None:  # a signal may come to a worker alone
                 stopping.request(outcome.stopped)
-                self._stop(outcome.stopped, [(stage, outcome.saved)] if outcome.saved else [])
+                self._stop(outcome.stopped, [(stage, outcome.saved)])
                 raise Stopped(outcome.stopped)
             elif outcome.failure is not None:
                 settled.append(Settled(stage, outcome.failure.error, where, outcome.failure.may_pass))
@@ -162,12 +162,9 @@ class Pool:
                 stage, outcome = worker.stage, worker.hear()
                 if outcome is None:
                     worker.kill()
-                elif stage is not None and outcome.saved:
+                elif stage is not None:
                     said.append((stage, outcome.saved))
-        if len(said) == 1:
-            stopping.saved(said[0][1])
-        elif said:
-            stopping.saved("; ".join(f"{stage.label}: {what}" for stage, what in said))
+        say_saved(said)
 
 
 class _Worker:

@@ -1,6 +1,6 @@
 """Stages as tasks of Ray: on a cluster that is started here and ends with the command, or on one that is there.
 
-Ray places the tasks, makes those of a lost process or node again, and waits for nodes that an autoscaler starts. All
+Ray places the tasks, says which of them lost their process or node, and waits for nodes that an autoscaler starts. All
 that tasks share lies in the run folder, so nothing but a small outcome comes back, and a lost one loses nothing.
 `ray` is imported inside of functions: no other module knows it.
 """
@@ -35,15 +35,16 @@ from lingraft.config.ray_address import RAY_LOCAL, check_ray
 from lingraft.errors import ConfigError, LingraftError, in_one_line
 from lingraft.models.compute import compute_for
 from lingraft.stage import MODEL_LIBRARIES, StageSpec
-from lingraft.study.engines import LostError, Settled
+from lingraft.study.engines import LostError, Settled, say_saved
 from lingraft.study.schedule import Node, Share
-from lingraft.study.stage_worker import Assignment, Outcome, make_stage
+from lingraft.study.stage_worker import Assignment, Outcome, make_stage, may_pass
 from lingraft.study.stages.train import Train
 from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
 _SECONDS_FOR_NODES = 300.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
+_SECONDS_UNTIL_NOTED = 30.0  # that a stage waits for a node
 # Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
 _REAPER = """
 import os, signal, sys
@@ -111,18 +112,6 @@ class _Place:
 
         if torch.get_num_threads() != self.threads:
             torch.set_num_threads(self.threads)
-
-
-class _AgainError(Exception):
-    """An attempt failed by something that may pass: Ray makes the task again.
-
-    Args:
-        outcome: How it ended.
-    """
-
-    def __init__(self, outcome: Outcome) -> None:
-        super().__init__(outcome)
-        self.outcome = outcome
 
 
 class _Bundles:
@@ -212,15 +201,13 @@ def _make(place: _Place, assignment: Assignment, others: _Bundles | None) -> Out
     """Make a stage, in a task of Ray.
 
     The driver cancels a task to stop it, which is a SIGINT that nobody sent. Whoever sends SIGTERM (a spot machine that
-    goes, SLURM) wants the process to end: what is under way is saved, and Ray makes the task again where it can.
+    goes, SLURM) wants the process to end: what is under way is saved, and the stage is made again where it can be.
     """
     place.enter()
     with _woken_by_cancelling(), nullcontext() if others is None else joined(others):
         outcome = make_stage(assignment)
     if outcome.stopped not in (None, signal.SIGINT):
         os._exit(stopping.EXIT_OF_SIGNAL + outcome.stopped)
-    if outcome.failure is not None and outcome.failure.may_pass:
-        raise _AgainError(outcome)
     return outcome
 
 
@@ -296,16 +283,16 @@ class _AtWork:
     """A task that was submitted."""
 
     stage: StageSpec
+    share: Share
     group: Any = None  # the placement group of a training on several nodes
 
 
 class RayEngine:
-    """Makes stages as tasks of Ray; see `engines.Engine`. Ray queues and places them, and makes lost ones again.
+    """Makes stages as tasks of Ray, which queues and places them; see `engines.Engine`.
 
     Args:
         run: The run folder.
         address: `local`, `auto` or HOST:PORT.
-        retries: How often a task is made again whose process or node died, or that failed by something that may pass.
         noted: Receives a sentence about what the stages wait for.
 
     Attributes:
@@ -314,16 +301,16 @@ class RayEngine:
 
     room: int | None = None
 
-    def __init__(
-        self, run: Path, address: str, *, retries: int = 2, noted: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, run: Path, address: str, *, noted: Callable[[str], None] = lambda _: None) -> None:
         check_ray(address)
         self.run = run.absolute()
         self.address = address
-        self.retries = retries
         self.noted = noted
         self._around = ExitStack()
         self._tasks: dict[Any, _AtWork] = {}
+        self._largest: Node | None = None
+        self._looked = time.monotonic()  # whether there are nodes for all tasks
+        self._waiting: set[str] = set()  # names of the stages whose waiting was noted
         self._sign = self.run / "cache" / f"nodes-{uuid.uuid4().hex}"
 
     def __enter__(self) -> RayEngine:
@@ -385,8 +372,13 @@ class RayEngine:
 
     @property
     def node(self) -> Node:
-        """The node with the most cards, of these the one with the most cores and memory."""
-        return max(self.nodes, key=lambda one: (one.cards, one.cpus, one.memory_bytes or 0))
+        """The node with the most cards, of these the one with the most cores and memory, of all that were ever there.
+
+        While no node has a card, stages wait for one: on processors they would take weeks and be others.
+        """
+        there = self.nodes if self._largest is None else (*self.nodes, self._largest)
+        self._largest = max(there, key=lambda one: (one.cards, one.cpus, one.memory_bytes or 0))
+        return self._largest
 
     @property
     def cards(self) -> int:
@@ -401,24 +393,39 @@ class RayEngine:
         Raises:
             ConfigError: A stage needs more than any node has, and there will be no other.
         """
-        nodes = self.nodes
         for stage, share in shares:
-            count, each = _nodes_of(stage), _per_node(stage, share)
-            if sum(_fits(each, node) for node in nodes) >= count:
-                continue
-            largest = max(nodes, key=lambda one: (one.cards, one.cpus))
-            text = (
-                f"{stage.name} needs {_share_text(each)}{f' on each of {count} nodes' * (count > 1)}, and "
-                f"{'no node has' if count == 1 else 'fewer nodes have'} that (the largest of {len(nodes)} has "
-                f"{_node_text(largest)})"
-            )
-            if _starts_nodes():
+            text = self._missing(stage, share)
+            if text is not None and _starts_nodes():
                 self.noted(f"{text}: it waits until the cluster starts such a node.")
                 return
-            raise ConfigError(
-                f"--ray {self.address}: {text}; add a node to the cluster, or give a smaller --processes or a smaller "
-                "model."
-            )
+            if text is not None:
+                raise ConfigError(
+                    f"--ray {self.address}: {text}; add a node to the cluster, or give a smaller --processes or a "
+                    "smaller model."
+                )
+
+    def _missing(self, stage: StageSpec, share: Share) -> str | None:
+        """Return what a stage needs that no node has; None: there are nodes for it."""
+        nodes, count, each = self.nodes, _nodes_of(stage), _per_node(stage, share)
+        if sum(_fits(each, node) for node in nodes) >= count:
+            return None
+        largest = max(nodes, key=lambda one: (one.cards, one.cpus))
+        return (
+            f"{stage.name} needs {_share_text(each)}{f' on each of {count} nodes' * (count > 1)}, and "
+            f"{'no node has' if count == 1 else 'fewer nodes have'} that (the largest of {len(nodes)} has "
+            f"{_node_text(largest)})"
+        )
+
+    def _note_waiting(self) -> None:
+        """Note, once for each, the tasks that wait for a node: those that had one have lost it."""
+        self._looked = time.monotonic()
+        for one in self._tasks.values():
+            text = None if one.stage.name in self._waiting else self._missing(one.stage, one.share)
+            if text is not None:
+                self._waiting.add(one.stage.name)
+                self.noted(
+                    f"{text}: it waits for such a node; start one, or end this command, and go on later."
+                )
 
     def check_nodes(self, stages: Sequence[StageSpec], *, asks_precision: bool) -> None:
         """Refuse a cluster whose nodes would make other stages, or cannot read what these read.
@@ -504,10 +511,9 @@ class RayEngine:
             )
             options |= _bundle(group, 0)
             others = _Bundles(self._where, group, each, nodes - 1)
-        task = self._task.options(
-            name=stage.name, max_retries=self.retries, retry_exceptions=[_AgainError], **options
-        )
-        self._tasks[task.remote(self._place, assignment, others)] = _AtWork(stage, group)
+        # Whether it is made again is for the executor to say, which counts, notes and records each attempt.
+        task = self._task.options(name=stage.name, max_retries=0, **options)
+        self._tasks[task.remote(self._place, assignment, others)] = _AtWork(stage, share, group)
 
     def wait(self, seconds: float) -> list[Settled]:
         """Return what is settled, as soon as anything is, or nothing after `seconds`.
@@ -531,6 +537,8 @@ class RayEngine:
                         return [self._settled(one, self._taken(one).stage) for one in ready]
                 else:
                     time.sleep(left)
+                if time.monotonic() - self._looked > _SECONDS_UNTIL_NOTED:
+                    self._note_waiting()
                 if time.monotonic() >= until:
                     return []
 
@@ -549,28 +557,19 @@ class RayEngine:
 
         try:
             outcome: Outcome = ray.get(task)
-        except _AgainError as error:
-            outcome = error.outcome
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.NodeDiedError,
-            ray.exceptions.OutOfMemoryError,
-            ray.exceptions.ObjectLostError,
-        ) as error:
-            times = f"{self.retries + 1} times" if self.retries else "once"
-            return Settled(
-                stage,
-                LostError(
-                    f"{stage.name}: the process or the node that made it died, {times} ({_reason(error)}). What it had "
-                    f"saved stays; look into {_session_logs()}, and run the same command again."
-                ),
-            )
         except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            return Settled(
-                stage, cause if isinstance(cause, LingraftError) else LingraftError(_reason(error))
-            )
-        return Settled(stage, None if outcome.failure is None else outcome.failure.error, outcome.where)
+            cause: Any = error.cause
+            known = cause if isinstance(cause, LingraftError) else LingraftError(_reason(error))
+            return Settled(stage, known, may_pass=may_pass(cause))
+        except ray.exceptions.RayError as error:  # its process or node died, or somebody cancelled it
+            why = f"the process or the node that made it is gone ({_reason(error)}); see {_session_logs()}"
+            return Settled(stage, LostError(why), may_pass=True)
+        if outcome.stopped is not None:
+            return Settled(stage, LostError("it was cancelled"), outcome.where, may_pass=True)
+        failure = outcome.failure
+        if failure is not None:
+            return Settled(stage, failure.error, outcome.where, failure.may_pass)
+        return Settled(stage, None, outcome.where)
 
     def _save_all(self) -> None:
         """Ask all tasks of this engine, and no others, to save and end, and wait until they have."""
@@ -578,12 +577,12 @@ class RayEngine:
 
         for task in self._tasks:
             ray.cancel(task, recursive=False)  # the other nodes of a training save with it
-        for task in list(self._tasks):
-            with suppress(ray.exceptions.RayError, _AgainError):
-                saved = ray.get(task).saved
-                if saved:
-                    stopping.saved(saved)
+        said = []
+        for task, one in list(self._tasks.items()):
+            with suppress(ray.exceptions.RayError):
+                said.append((one.stage, ray.get(task).saved))
             self._taken(task)
+        say_saved(said)
 
 
 @contextmanager

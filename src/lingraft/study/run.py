@@ -185,7 +185,7 @@ def run_study(
 
         sum_up()
         known = summary.known
-        with _begun(folder, ahead, study, watcher, workers, ray, retries) as engine:
+        with _begun(folder, ahead, study, watcher, workers, ray) as engine:
             for stage in executor.run(plan, engine, retries=retries):
                 failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
                 if failure is not None or summary.known != known:
@@ -307,7 +307,6 @@ def _begun(
     watcher: Watcher,
     workers: int | None,
     ray: str | None,
-    retries: int,
 ) -> Iterator[Engine | None]:
     """Let an engine begin, and end; None where this process makes all stages, or none is left.
 
@@ -322,7 +321,7 @@ def _begun(
     elif ray is not None:
         from lingraft.study.ray_engine import RayEngine
 
-        with RayEngine(folder, ray, retries=retries, noted=watcher.noted) as cluster:
+        with RayEngine(folder, ray, noted=watcher.noted) as cluster:
             cluster.check_nodes(ahead, asks_precision=_asks_precision(study))
             cluster.check_shares([(stage, share_on(cluster, stage)) for stage in ahead])
             yield cluster

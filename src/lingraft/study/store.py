@@ -30,7 +30,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lingraft.claims import CLAIMS, Claim, claim, owner_of
+from lingraft import stopping
+from lingraft.claims import (
+    CLAIMS,
+    SECONDS_UNTIL_LOST,
+    Claim,
+    claim,
+    claim_when_free,
+    note_if_unseen,
+    owner_of,
+)
 from lingraft.errors import (
     ClaimedError,
     ClaimLostError,
@@ -44,6 +53,7 @@ from lingraft.records import (
     Stamp,
     flush,
     keep_hash,
+    look_anew,
     path_inside,
     read_json,
     remove,
@@ -68,6 +78,7 @@ TIMING = "timing.json"
 RUN = "run"  # the claim of whoever runs the study, among those of the stages
 FORMER = ".former"  # in a folder that is published: the one whose place it takes
 _WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
+_SECONDS_BETWEEN_LOOKS = 0.2
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
@@ -110,6 +121,7 @@ class Store:
             for place in (self.stages, self.work, self.claims):
                 place.mkdir(parents=True, exist_ok=True)
             if self._is_shared:
+                look_anew(self.stages)  # what the stages read was published by other machines just now
                 return self
             self._run = self._claim_run()
             try:
@@ -141,6 +153,7 @@ class Store:
 
     def _claim_run(self) -> Claim:
         try:
+            note_if_unseen(self.claims / RUN, str(self.folder), self.noted)
             return claim(self.claims / RUN)
         except ClaimedError as error:
             raise ClaimedError(
@@ -255,7 +268,7 @@ class Store:
             if found is not None:
                 _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
                 return found
-            with self._claimed(stage) as own:
+            with claim_when_free(self.claims / stage.folder_name, stage.name, self.noted) as own:
                 if self.find(stage, with_artefacts=with_artefacts) is not None:
                     continue  # another process was faster
                 try:
@@ -281,7 +294,11 @@ class Store:
         """
         self._done.pop(stage.fingerprint, None)
         self._failed.pop(stage.fingerprint, None)
-        whole = self._read(stage, is_trusted=True)
+        until = time.monotonic() + SECONDS_UNTIL_LOST  # longer than NFS keeps what it knows of a folder
+        while (whole := self._read(stage, is_trusted=True)) is None and not self.folder_of(stage).exists():
+            if time.monotonic() > until or stopping.requested() is not None:
+                break
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
         if whole is None:
             raise LingraftError(
                 f"{self.folder_of(stage)}: is not there or not whole, though another process has finished it; if it "
@@ -289,17 +306,6 @@ class Store:
             )
         self._done[stage.fingerprint] = _Whole(replace(whole.stage, reused=False), whole.record, whole.stamps)
         return self._done[stage.fingerprint].stage
-
-    @contextmanager
-    def _claimed(self, stage: StageSpec) -> Iterator[Claim]:
-        thing = self.claims / stage.folder_name
-        try:
-            own = claim(thing)
-        except ClaimedError as error:
-            self.noted(f"{stage.name}: is being made by {error.owner or 'another process'}; waiting for it.")
-            own = claim(thing, patience=None)
-        with own:
-            yield own
 
     def _make(
         self, stage: StageSpec, work: Callable[[Path], Work], own: Claim, *, with_artefacts: bool
@@ -429,6 +435,7 @@ class Store:
     def _read(self, stage: StageSpec, *, is_trusted: bool = False) -> _Whole | None:
         """Return the stage where its record is there and every kept artefact has its size and hash."""
         folder = self.folder_of(stage)
+        look_anew(self.stages)
         before = stamps_of([folder / RECORD])
         try:
             if self.stages.is_symlink():
