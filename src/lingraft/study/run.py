@@ -148,7 +148,7 @@ def run_study(
         as_disk_error(folder),
         Store(folder, watcher.noted) as store,
         noted_in(folder, command, processes.count, engine_name(workers, ray)) as ending,
-        UnderWayFile(folder) as said,
+        UnderWayFile(folder, workers or 1) as said,
     ):
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:
