@@ -277,8 +277,11 @@ def _last_lines(run: Path, stage: StageSpec) -> str:
 
 
 def _shown(printed: bytes) -> str:
-    lines = printed.decode("utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-    return "".join(f"\n{line}" for line in lines if line.strip())
+    # Of a line that was written over again and again, such as a bar of a library, what stood there last.
+    text = printed.decode("utf-8", errors="replace")
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    lines = [line for line in lines if line.strip()][-_SHOWN_LINES:]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _cards() -> list[str]:

@@ -656,6 +656,18 @@ def _signals_kept() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that came meanwhile is heard now
 
 
+def check_answers(address: str) -> None:
+    """Refuse an address where no cluster answers; asked before data are read, which may take minutes.
+
+    Raises:
+        ConfigError: None does.
+    """
+    import ray
+
+    if address != RAY_LOCAL and not ray.is_initialized():
+        _found(address)
+
+
 def _found(address: str) -> str:
     """Return the HOST:PORT of a cluster that answers.
 
