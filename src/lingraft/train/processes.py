@@ -236,17 +236,17 @@ def _reported(task: NodeTask, agent: NodeAgent, others: OtherNodes) -> Iterator[
     Raises:
         NodeLostError: A node has died, or cannot be reached.
     """
-    folder, torn, read = task.task.parent, "", 0
+    folder, torn, read = task.task.parent, b"", 0
 
     def new_lines() -> Iterator[str]:
         nonlocal torn, read
         if task.lines.exists():
-            with task.lines.open(encoding="utf-8") as lines:  # opened anew: a network's disk looks again then
+            with task.lines.open("rb") as lines:  # opened anew: a network's disk looks again then
                 lines.seek(read)
                 torn += lines.read()
                 read = lines.tell()
-        *whole, torn = torn.split("\n")
-        yield from whole
+        *whole, torn = torn.split(b"\n")
+        yield from (line.decode() for line in whole)  # whole ones: a character may be torn, too
 
     while agent.poll() is None and not (folder / OUTCOME).exists() and not (folder / FAILURE).exists():
         yield from new_lines()
