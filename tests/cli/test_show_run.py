@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from lingraft.claims import Owner
 from lingraft.cli import main, show_run
 from lingraft.records import to_json, write_json_atomically
 from lingraft.stage import StageProgress
@@ -181,6 +182,24 @@ def test_watch_in_a_pipe_prints_what_changes_and_ends_with_the_run(
     assert "✓ train similar / ewc_with_a_long_name / seed 4  1 min 0 s" in lines
     assert "✗ evaluate similar / ewc_with_a_long_name / seed 5 failed: out of memory" in lines
     assert lines[-1].startswith("run: ended, 5 of 40 stages done, 1 failed")
+
+
+def test_watch_in_a_pipe_says_why_a_stage_that_is_lost_is_made_again(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies() -> None:
+        record_failure(run, name_of(6), RuntimeError("killed by SIGKILL"), is_made_again=True)
+        folder = run / "claims" / name_of(6)
+        folder.mkdir(parents=True)
+        gone = replace(Owner.this(), process=2**22 + 1)
+        (folder / "1").write_text(json.dumps(to_json(gone)))
+
+    happens = iter((dies, lambda: said(run, ended="stopped")))
+    monkeypatch.setattr(show_run, "time", SimpleNamespace(sleep=lambda _: next(happens)()))
+    text = printed(capfd, "--watch", code=1)
+    name = "train similar / ewc_with_a_long_name / seed 6"
+    assert f"! {name}: who makes it gives no sign of life" in text
+    assert f"! {name} failed and is made again: killed by SIGKILL" in text
 
 
 def test_watch_says_by_its_exit_code_that_the_run_is_done(

@@ -20,6 +20,7 @@ import yaml
 from lingraft.config.ray_address import check_ray
 from lingraft.errors import ConfigError
 from lingraft.study.failures import failed_attempts
+from lingraft.study.run import run_study
 from lingraft.study.schedule import Node, Share
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
@@ -108,11 +109,16 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once(tmp_path: Path) 
         probe.bind(("127.0.0.1", 0))
         free = probe.getsockname()[1]
     began = time.monotonic()
-    with (
-        pytest.raises(ConfigError, match=f"no cluster answers at .*:{free} .*--ray local"),
-        RayEngine(tmp_path, f"127.0.0.1:{free}"),
-    ):
+    refused = f"no cluster answers at .*:{free} .*--ray local"
+    with pytest.raises(ConfigError, match=refused), RayEngine(tmp_path, f"127.0.0.1:{free}"):
         pass
+    study = {
+        "name": "s",
+        "model": "nowhere",
+        "phases": [{"name": "one", "data": {"en": {"source": "worldbook"}}}],
+    }
+    with pytest.raises(ConfigError, match=refused):  # before data and models are looked for
+        run_study(study, runs=tmp_path / "runs", ray=f"127.0.0.1:{free}")
     assert time.monotonic() - began < 30
     assert not list(tmp_path.rglob("nodes-*"))
 

@@ -34,11 +34,13 @@ from lingraft.study.store import Store
 from lingraft.study.under_way import (
     LOSSES,
     UNDER_WAY,
+    FirstAnswer,
     Holder,
     StageAtWork,
     UnderWay,
     UnderWayFile,
     losses_so_far,
+    read_under_way,
 )
 from lingraft.study.unused import PLAN, ListedStage, leftovers, write_plan
 
@@ -497,6 +499,37 @@ def test_a_stage_whose_owner_gives_no_sign_of_life_is_lost(tmp_path: Path) -> No
     (own,) = found.at_work
     assert (own.host, own.attempt) == ("node-9", 4)
     assert own.lost_since == pytest.approx(quiet)
+    # It is made again, from its beginning as far as is known: with the other, one at a time, and their evaluations.
+    assert found.seconds_left == pytest.approx(100 + 100 + 40 + 40)
+    said_by(tmp_path, ended="stopped")
+    found = status_of(tmp_path)
+    assert (found.state, [one.lost_since for one in found.at_work]) == ("stopped", [None])
+
+
+def test_losses_that_were_read_are_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / LOSSES
+    log = AppendLog(path, dict)
+    log.append([{"step": step, "loss": 3.0} for step in (1, 2, 3)])
+    assert losses_so_far(tmp_path) == ((1, 3.0), (2, 3.0), (3, 3.0))
+    log.append([{"step": 3, "loss": 2.5}])
+    content = path.read_bytes()
+    path.write_bytes(b"x" * content.rindex(b'{"step": 3') + content[content.rindex(b'{"step": 3') :])
+    assert losses_so_far(tmp_path) == ((1, 3.0), (2, 3.0), (3, 2.5))  # the beginning was not looked at
+    path.unlink()
+    assert losses_so_far(tmp_path) == ()
+    AppendLog(path, dict).append([{"step": 1, "loss": 1.0}])
+    assert losses_so_far(tmp_path) == ((1, 1.0),)
+
+
+def test_of_many_stages_at_work_fewer_answers_each_are_written(tmp_path: Path) -> None:
+    answers = tuple(FirstAnswer("task", "prompt", str(number)) for number in range(60))
+    with UnderWayFile(tmp_path, at_once=8) as said:
+        for number in range(16):
+            said.started(StageAtWork(f"evaluate-{number:016x}", time.time(), answers=answers))
+        said._write()
+        found = read_under_way(tmp_path)
+        assert found is not None
+        assert (found.at_once, {one.answers for one in found.at_work}) == (16, {answers[:15]})
 
 
 def test_failed_attempts_are_counted_with_their_reason_and_log(tmp_path: Path) -> None:

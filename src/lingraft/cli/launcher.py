@@ -11,14 +11,14 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from lingraft import launched
-from lingraft.errors import EXIT_DONE, EXIT_WRONG_INPUT, ConfigError
+from lingraft.errors import EXIT_DONE, ConfigError
 
 if TYPE_CHECKING:
     from lingraft.train.outer_nodes import OuterNodes
 
 _TRAIN = ("run", "adapt", "rescue")
 _MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
-_INSTEAD = (
+_OF_A_STUDY = (
     "Start it once: `srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=GPUS "
     "--rdzv-backend=c10d --rdzv-endpoint=FIRST_NODE:29500 --rdzv-id=$SLURM_JOB_ID -m lingraft run STUDY`, or in one "
     "task with --ray."
@@ -36,25 +36,27 @@ def begin(arguments: Sequence[str], around: ExitStack, *, asks_for_help: bool) -
         asks_for_help: Help needs one process.
 
     Returns:
-        The exit code of a process that is not the command, when the command is over; None: run the command.
+        The exit code of a process that is not the command, when the command is over; None: run the command. Where the
+        first process refuses, that of the others is 0: a launcher ends all by the first failure, and only the first
+        process says why.
 
     Raises:
         ConfigError: In the first process: the command cannot be started so.
     """
     started = launched.take()
+    command = next((one for one in arguments if not one.startswith("-")), "")
+    trains = command in _TRAIN and "--dry-run" not in arguments
     if started is None:
         rank, problem = _copies(os.environ)
-        if problem is not None and not asks_for_help:
-            if rank == 0:
-                raise ConfigError(problem)
-            return EXIT_WRONG_INPUT
+        if rank == 0 and problem is not None and not asks_for_help:
+            once = (
+                _OF_A_STUDY if trains else f"Start `lingraft {command}` once, such as by `srun --ntasks=1`."
+            )
+            raise ConfigError(f"{problem} {once}")
         return EXIT_DONE if rank else None
-    if asks_for_help:
+    if asks_for_help or (started.rank and not trains):
         return EXIT_DONE if started.rank else None
-    command = next((one for one in arguments if not one.startswith("-")), "")
-    if command not in _TRAIN or "--dry-run" in arguments:
-        if started.rank:
-            return EXIT_WRONG_INPUT
+    if not trains:
         raise ConfigError(
             f"`lingraft {command}` trains nothing, and a launcher started it {started.processes} times: start it once, "
             "without torchrun."
@@ -83,10 +85,10 @@ def _copies(environment: Mapping[str, str]) -> tuple[int, str | None]:
     if tasks is None and "SLURM_STEP_ID" in environment:
         tasks = environment.get("SLURM_NTASKS")
     if "SLURM_PROCID" in environment and _number(tasks) > 1:
-        return _number(environment["SLURM_PROCID"]), f"srun started lingraft {tasks} times. {_INSTEAD}"
+        return _number(environment["SLURM_PROCID"]), f"srun started lingraft {tasks} times."
     for size, rank in _MPI:
         if _number(environment.get(size)) > 1:
-            sentence = f"mpirun started lingraft {environment[size]} times. {_INSTEAD}"
+            sentence = f"mpirun started lingraft {environment[size]} times."
             return _number(environment.get(rank)), sentence
     return 0, None
 

@@ -105,7 +105,11 @@ def run(
     sharded: ShardedOption = False,
     nodes: Annotated[
         int,
-        typer.Option(min=1, help="Machines that the --processes of a training are on, alike many on each."),
+        typer.Option(
+            min=1,
+            help="Machines that the --processes of a training are on, alike many on each: with --ray, or under "
+            "torchrun, which says it.",
+        ),
     ] = 1,
     wide: Annotated[
         bool,

@@ -319,6 +319,6 @@ def _changes(before: RunStatus, now: RunStatus) -> list[str]:
         elif stage.state == "lost" and is_new:
             since = "" if own is None or own.lost_since is None else f" since {_clock(own.lost_since)}"
             lines.append(f"! {name}: who makes it gives no sign of life{since}")
-        elif old is not None and stage.failures > old.failures:
+        if old is not None and stage.failures > old.failures and stage.state not in ("failed", "done"):
             lines.append(f"! {name} failed and is made again: {stage.reason}")
     return lines

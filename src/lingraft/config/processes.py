@@ -50,6 +50,8 @@ def check_processes(count: int | None, *, sharded: bool, nodes: int = 1) -> None
     if nodes < 1:
         raise ConfigError(f"--nodes {nodes}: give at least 1.")
     if (count or 1) % nodes:
+        asked = f"--nodes {nodes}" if count is None else f"--processes {count} --nodes {nodes}"
         raise ConfigError(
-            f"--processes {count or 1} --nodes {nodes}: each node trains alike many; give a multiple of {nodes}."
+            f"{asked}: --processes counts those of all nodes, alike many on each; give a multiple of {nodes}, such as "
+            f"--processes {8 * nodes} for nodes of 8 cards."
         )

@@ -91,5 +91,7 @@ class Child:
 def last_lines(printed: BinaryIO) -> str:
     """Return the last lines of a file, after a line break; empty where it has none."""
     printed.seek(max(0, printed.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-    lines = printed.read().decode("utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-    return "".join(f"\n{line}" for line in lines if line.strip())
+    text = printed.read().decode("utf-8", errors="replace")
+    # Of a line that was written over again and again, such as a bar of a library, what stood there last.
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
+    return "".join(f"\n{line}" for line in [line for line in lines if line.strip()][-_SHOWN_LINES:])

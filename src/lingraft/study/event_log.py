@@ -42,6 +42,9 @@ LOGS = "logs"  # in a run folder
 _EVENTS = ".events.jsonl"
 _NUMBER = re.compile(r"(\d{1,12})\.events\.jsonl")
 _SECONDS_BETWEEN_WRITES = 1.0
+_SHARE_BETWEEN_WRITES = (
+    1e-3  # of the time so far, at least: a stage of two weeks has 8,000 lines, not 1.2 million
+)
 _HEAD_BYTES, _TAIL_BYTES = 1 << 14, 1 << 18  # of a file, where only its beginning or end is looked at
 _SECONDS_UNTIL_DAMAGED = 30.0  # a line that a shared folder shows by halves is whole long before
 
@@ -180,7 +183,9 @@ def event_of(row: Any) -> Event:
 
 
 class EventLog(Watcher):
-    """Writes what happens in a stage, by a thread of its own: progress at most once a second, notes and plans at once.
+    """Writes what happens in a stage, by a thread of its own: notes and plans at once, progress at most once a second.
+
+    Of a long stage progress is written more rarely, so that the file stays small (`_SHARE_BETWEEN_WRITES`).
 
     Use it as a context around the work; the record and the reporting of the end are the driver's.
 
@@ -255,8 +260,10 @@ class EventLog(Watcher):
             self._write()
 
     def _write_again_and_again(self) -> None:
-        while not self._ended.wait(_SECONDS_BETWEEN_WRITES):
+        began, pause = time.monotonic(), _SECONDS_BETWEEN_WRITES
+        while not self._ended.wait(pause):
             self._write()
+            pause = max(_SECONDS_BETWEEN_WRITES, _SHARE_BETWEEN_WRITES * (time.monotonic() - began))
 
     def _write(self) -> None:
         """Write what waits; where the disk refuses, it waits on: a full disk is for the stage to report."""

@@ -42,7 +42,7 @@ from lingraft.study.stages.train import Train
 from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
-_SECONDS_FOR_NODES = 120.0  # that all nodes have to be looked at; each loads torch
+_SECONDS_FOR_NODES = 300.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SECONDS_UNTIL_NOTED = 30.0  # that a stage waits for a node
 # Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
@@ -654,6 +654,18 @@ def _signals_kept() -> Iterator[None]:
         for one, handler in handlers.items():
             signal.signal(one, handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that came meanwhile is heard now
+
+
+def check_answers(address: str) -> None:
+    """Refuse an address where no cluster answers; asked before data are read, which may take minutes.
+
+    Raises:
+        ConfigError: None does.
+    """
+    import ray
+
+    if address != RAY_LOCAL and not ray.is_initialized():
+        _found(address)
 
 
 def _found(address: str) -> str:

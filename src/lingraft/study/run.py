@@ -116,6 +116,10 @@ def run_study(
     check_engines(workers, ray, retries, processes.nodes)
     if ray is None:  # else the cards are the cluster's
         processes.check()
+    else:
+        from lingraft.study.ray_engine import check_answers
+
+        check_answers(ray)
     if workers is not None:
         check_workers(workers, processes.count)
         processes = replace(processes, answering=max(1, cards_of_a_worker(workers)))
@@ -148,7 +152,7 @@ def run_study(
         as_disk_error(folder),
         Store(folder, watcher.noted) as store,
         noted_in(folder, command, processes.count, engine_name(workers, ray)) as ending,
-        UnderWayFile(folder) as said,
+        UnderWayFile(folder, workers or 1) as said,
     ):
         plan = prepared.plan(store, base_folder, processes)
         for note in plan.notes:

@@ -115,7 +115,7 @@ class RunStatus:
         at_work: The stages at work, in the order in which they began.
         seconds_left: Until the stages ahead are made, `at_once` at a time, without the kinds in `unknown`; None: of no
             kind is anything known.
-        at_once: How many stages were at work at one time, at most.
+        at_once: How many stages may be at work at one time (`--workers`); else how many were, at most.
         unknown: Kinds of stages ahead of which none is finished yet, so that nobody knows how long they take.
         holder: The process that holds the run; None: none does, or it does not say.
         remarks: What could not be read.
@@ -184,9 +184,14 @@ def status_of(folder: Path) -> RunStatus:
         for name, listed in plan.items()
     )
     finished = {one.path for one in stages if one.state == "done"}
-    # A run that was killed stands where it was killed.
+    # A run that was killed stands where it was killed, and none of its stages is missed.
     at_work = tuple(
-        _at_work(folder, one, plan, now if is_held or one.is_alive or said is None else said.sign)
+        _at_work(
+            folder,
+            one if is_under_way else replace(one, lost_since=None),
+            plan,
+            now if is_held or one.is_alive or said is None else said.sign,
+        )
         for name, one in begun.items()
         if f"stages/{name}" not in finished
     )
@@ -254,6 +259,8 @@ def seconds_left(
             left = max(0.0, usual[own.kind] - own.seconds)
         if left is not None and own.kind not in usual:
             first.setdefault(own.kind, []).append(own.seconds + left)
+        if own.lost_since is not None:  # it waits until it is made again
+            continue
         ahead.append((own.kind, left))
         ends[own.path] = left or 0.0
     usual |= {kind: sum(seconds) / len(seconds) for kind, seconds in first.items()}

@@ -23,7 +23,7 @@ from typing import Literal
 
 import psutil
 
-from lingraft.append_log import AppendLog, rows_so_far
+from lingraft.append_log import AppendLog, rows_from
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 from lingraft.stage import StageProgress, StageWatcher
@@ -36,6 +36,10 @@ _SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
 _SECONDS_UNTIL_LOST = 90.0  # without a sign, a process of another machine is taken for dead
 _SECONDS_ALIKE = 5.0  # by which two readings of one start differ where a clock is set
 MOST_ANSWERS = 60
+_MOST_ANSWERS_WRITTEN, _FEWEST_ANSWERS = (
+    240,
+    4,
+)  # of all stages, which are written again and again; of one of them
 _MOST_CHARACTERS = 2000  # of a prompt or an answer
 
 
@@ -88,7 +92,7 @@ class StageAtWork:
         since: When it began, in seconds since 1970.
         progress: How far it is; None: it has not said.
         updated: When it said so.
-        answers: First answers, where it asks a model.
+        answers: First answers, where it asks a model; fewer of each where many stages are at work.
         host: The name of the machine that makes it; empty: the one of the run's own process.
         process: Its number there; 0: the run's own process makes it.
         attempt: The number of the claim under which it is made; 0: not known.
@@ -118,7 +122,7 @@ class UnderWay:
         failed: Why stages failed, by the names of their folders.
         not_needed: Of the plan, the folders of stages that nothing unfinished reads.
         ended: How it ended; `no`: it is at work, or was killed.
-        at_once: The most stages that were at work at one time so far.
+        at_once: How many stages may be at work at one time; where nobody knows, the most that were so far.
         format: Version of this file.
     """
 
@@ -192,13 +196,18 @@ class LossLog:
 
 
 class UnderWayFile:
-    """Writes what a run says of itself, while it is open. Stages are named by their folders."""
+    """Writes what a run says of itself, while it is open. Stages are named by their folders.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: The run folder.
+        at_once: How many stages may be at work at one time; 1 also where nobody knows.
+    """
+
+    def __init__(self, folder: Path, at_once: int = 1) -> None:
         self._folder = folder
         self._lock = threading.Lock()  # of what is said; never held while a disk is waited for
         self._writing = threading.Lock()  # of the files; taken before the other
-        self._said = UnderWay(Holder.this(), time.time(), time.time())
+        self._said = UnderWay(Holder.this(), time.time(), time.time(), at_once=at_once)
         self._is_new = True
         self._losses: dict[str, LossLog] = {}  # by stage
         self._ended = threading.Event()
@@ -299,9 +308,11 @@ class UnderWayFile:
                 said, losses = self._said, tuple(self._losses.values())
             for log in losses:
                 log.write()
+            most = max(_FEWEST_ANSWERS, _MOST_ANSWERS_WRITTEN // max(1, len(said.at_work)))
+            at_work = tuple(replace(one, answers=one.answers[:most]) for one in said.at_work)
             with suppress(OSError):  # a full disk is for the stages to report
                 if is_due:
-                    write_json_atomically(self._folder / UNDER_WAY, to_json(said))
+                    write_json_atomically(self._folder / UNDER_WAY, to_json(replace(said, at_work=at_work)))
 
 
 class Heard(StageWatcher):
@@ -363,17 +374,38 @@ def read_under_way(folder: Path) -> UnderWay | None:
     return found
 
 
+@dataclass(frozen=True)
+class _LossesRead:
+    """The losses of a log up to a place of the file, in bytes."""
+
+    place: int = 0
+    losses: tuple[tuple[int, float], ...] = ()
+
+
+_losses: dict[Path, _LossesRead] = {}  # by log, of trainings that are not finished
+
+
 def losses_so_far(stage: Path) -> tuple[tuple[int, float], ...]:
     """Return the losses of a training that is not finished: (step, nats per supervised token), in order of steps.
 
-    A training that went on from a checkpoint repeats steps; the later loss is that of the model.
+    A training that went on from a checkpoint repeats steps; the later loss is that of the model. What was read before
+    is not read again: who follows a run asks every other second.
     """
-    found: list[tuple[int, float]] = []
-    for step, loss in rows_so_far(stage / LOSSES, loss_of):
-        while found and found[-1][0] >= step:
-            found.pop()
-        found.append((step, loss))
-    return tuple(found)
+    path = stage / LOSSES
+    found = _losses.get(path)
+    if found is None or not path.is_file() or path.stat().st_size < found.place:
+        for gone in [one for one in _losses if not one.exists()]:
+            _losses.pop(gone, None)
+        found = _LossesRead()
+    rows, place = rows_from(path, found.place, loss_of)
+    losses = list(found.losses)
+    for step, loss in rows:
+        while losses and losses[-1][0] >= step:
+            losses.pop()
+        losses.append((step, loss))
+    if rows:
+        found = _losses[path] = _LossesRead(place, tuple(losses))
+    return found.losses
 
 
 def loss_of(row: dict[str, object]) -> tuple[int, float]:
