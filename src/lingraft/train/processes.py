@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 import time
 import uuid
@@ -307,7 +308,13 @@ def _signals_handed_on(agent: NodeAgent) -> Iterator[None]:
 
 def print_ready() -> None:
     """Send the launcher the id of a process that it may ask to stop."""
-    print(f"{READY}{os.getpid()}", flush=True)
+    _print(f"{READY}{os.getpid()}")
+
+
+def _print(line: str) -> None:
+    """Print a line by one write: between the two of `print` where PYTHONUNBUFFERED is set another worker may print."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _report(line: str) -> None:
@@ -316,7 +323,7 @@ def _report(line: str) -> None:
         with Path(os.environ[LINES]).open("a", encoding="utf-8") as lines:
             lines.write(f"{line}\n")
     else:
-        print(line, flush=True)
+        _print(line)
 
 
 def print_saved(number: int) -> None:
