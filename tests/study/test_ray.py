@@ -19,13 +19,9 @@ import yaml
 
 from lingraft.config.ray_address import check_ray
 from lingraft.errors import ConfigError
-<<<<<<< HEAD
 from lingraft.study.failures import failed_attempts
-from lingraft.study.schedule import Node, Share
-=======
 from lingraft.study.run import run_study
-from lingraft.study.schedule import Share
->>>>>>> msight
+from lingraft.study.schedule import Node, Share
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
 
