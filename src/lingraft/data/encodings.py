@@ -93,7 +93,9 @@ def encode_once(
     # Damaged when the machine went down, or since.
     with suppress(DataError, OSError, ValueError, TypeError):
         return _read(folder, len(examples))
-    with claim_when_free(cache / CLAIMS / f"{_FOLDER}-{folder.name}", "encoded rows", noted) as held:
+    with claim_when_free(
+        cache / CLAIMS / f"{_FOLDER}-{folder.name}", "the table of encoded rows", noted
+    ) as held:
         with suppress(DataError, OSError, ValueError, TypeError):
             return _read(folder, len(examples))  # another process has made it meanwhile
         if folder.exists():

@@ -154,7 +154,7 @@ def make_replay(
     work = cache / f"replay-{fingerprint_of(decides)}"
     work.mkdir(parents=True, exist_ok=True)
     # Several stages may want the same rows: those that come later wait, and read them.
-    with claim_when_free(cache / CLAIMS / work.name, "generated rows", noted) as held:
+    with claim_when_free(cache / CLAIMS / work.name, "the log of generated rows", noted) as held:
         remove_temporaries(work)
         write_json_atomically(work / "settings.json", decides)
         logs = GenerationLog(work / "prompts.jsonl", held), GenerationLog(work / "answers.jsonl", held)

@@ -258,7 +258,7 @@ class Evaluate(StageSpec):
         name = f"answers-{answers}"
         with (
             # Another stage may ask the same model, such as for other tasks.
-            claim_when_free(place.cache / CLAIMS / name, "answers", place.watcher.noted) as held,
+            claim_when_free(place.cache / CLAIMS / name, "the log of answers", place.watcher.noted) as held,
             answered_by(
                 workers,
                 files,
