@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -19,9 +20,9 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError, StrategyError
 from lingraft.models.loading import load_model
-from lingraft.train.nodes import TORCHRUN
+from lingraft.train.nodes import READY, TORCHRUN
 from lingraft.train.phase import PhaseOutcome
-from lingraft.train.processes import Processes, train_on
+from lingraft.train.processes import Processes, print_note, print_ready, train_on
 from lingraft.train.run import PhasePlan, PhaseTask
 from lingraft.train.trainer import BatchPlan, ProcessShares
 from lingraft.train.watching import Progress
@@ -254,6 +255,24 @@ def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:
 
     outcome = train_on(Processes(2), make_task(), on_progress=signal_torchrun).outcome
     assert len(outcome.losses) == outcome.steps
+
+
+def test_a_worker_reports_a_line_by_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Raw(io.RawIOBase):
+        writes: ClassVar[list[bytes]] = []
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, content: Any) -> int:
+            self.writes.append(bytes(content))
+            return len(content)
+
+    unbuffered = io.TextIOWrapper(Raw(), encoding="utf-8", write_through=True)  # type: ignore[type-var]
+    monkeypatch.setattr(sys, "stdout", unbuffered)  # as of PYTHONUNBUFFERED, which `--workers` sets
+    print_ready()
+    print_note("über")
+    assert Raw.writes == [f"{READY}{os.getpid()}\n".encode(), b'lingraft-note "\\u00fcber"\n']
 
 
 @pytest.mark.parametrize(

@@ -10,28 +10,22 @@ A worker hears no signal: it ends when this process does, or when this process k
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import Pipe, wait
+from multiprocessing.connection import wait
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from lingraft import errors
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.answering import Answer, Answering, Batch, InThisProcess, OnDemand
+from lingraft.models.child import Child
 from lingraft.models.engine import ModelFiles
 
-_SHOWN_LINES = 20
-_SHOWN_BYTES = 1 << 14
-_SECONDS_TO_END = 10.0
 _MOST_DEATHS = 2  # of a worker without an answer between them, and of workers over one batch
 
 
@@ -233,37 +227,26 @@ class Workers:
                     worker.interrupt()
 
 
-class _Worker:
-    """A process that answers, seen from here; it is started again where it died."""
+class _Worker(Child):
+    """A process that answers; it is started again where it died.
+
+    Attributes:
+        asked: The place of the batch that it has.
+        process: None: it has died, and stays away.
+    """
 
     def __init__(self, count: int, files: ModelFiles, device: torch.device) -> None:
+        super().__init__()
         self._count, self._files, self._device = count, files, device
-        self.log: BinaryIO = tempfile.TemporaryFile()  # noqa: SIM115 - closed by who ends it
         self._deaths = 0  # since it last answered
-        self._is_loaded = self._is_interrupted = False
-        self.asked: int | None = None
-        """The place of the batch that it has."""
-        self.process: subprocess.Popen[bytes] | None = None
-        """None: it has died, and stays away."""
-        self._start()
+        self._is_interrupted = False
+        self._begin()
 
-    def _start(self) -> None:
-        self.asked, self._is_loaded, self._is_out_of_memory = None, False, False
-        self.connection, theirs = Pipe()
-        with theirs:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-m", "lingraft.models.worker"),
-                    *(str(theirs.fileno()), str(os.getpid())),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=self.log,
-                stderr=self.log,
-                env=worker_environment(self._count),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone
-            )
-        self._send((self._files, self._device))
+    def _begin(self) -> None:
+        self.asked: int | None = None
+        self._is_loaded = self._is_out_of_memory = False
+        self.start("lingraft.models.worker", worker_environment(self._count))
+        self.send((self._files, self._device))
 
     @property
     def is_free(self) -> bool:
@@ -273,53 +256,32 @@ class _Worker:
     def ask(self, place: int, batches: Sequence[Batch[Any]]) -> None:
         """Send it a batch."""
         self.asked = place
-        self._send(batches[place])
-
-    def _send(self, value: object) -> None:
-        try:
-            self.connection.send(value)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # it has died, which `hear` finds out
+        self.send(batches[place])
 
     def hear(self) -> Ready | Answered | Failed | Noted | None:
         """Return what it sent; None: it has died."""
-        try:
-            said: Ready | Answered | Failed | Noted | OutOfMemory = self.connection.recv()
-        except (EOFError, OSError):
+        said: Ready | Answered | Failed | Noted | OutOfMemory | None = self.receive()
+        if isinstance(said, OutOfMemory):
+            self._is_out_of_memory = True
             return None
         if isinstance(said, Ready):
             self._is_loaded = True
         elif isinstance(said, Answered):
             self._deaths = 0
-        elif isinstance(said, OutOfMemory):
-            self._is_out_of_memory = True
-            return None
         return said
 
     def bury(self) -> str:
         """Start it again where it has not died too often, and return how it died."""
-        assert self.process is not None
-        self.connection.close()
-        try:
-            code = self.process.wait(_SECONDS_TO_END)
-        except subprocess.TimeoutExpired:  # it has closed its connection alone
-            self.process.kill()
-            code = self.process.wait()
-        self.process = None
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        how = super().bury()
         how = "ran out of memory" if self._is_out_of_memory else how
         self._deaths += 1
         if self._deaths < _MOST_DEATHS:
-            self._start()
+            self._begin()
         return how
 
     def kill(self) -> None:
         """End it; it stays away."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-            self.connection.close()
+        super().kill()
         self.asked = None
 
     def interrupt(self) -> None:
@@ -331,13 +293,7 @@ class _Worker:
         """Start it again where it was interrupted."""
         if self._is_interrupted:
             self._is_interrupted = False
-            self._start()
-
-    def last_lines(self) -> str:
-        """Return the last lines that it printed, after a line break; empty where it printed nothing."""
-        self.log.seek(max(0, self.log.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-        lines = self.log.read().decode("utf-8", errors="replace").splitlines()[-_SHOWN_LINES:]
-        return "".join(f"\n{line}" for line in lines if line.strip())
+            self._begin()
 
 
 def _device_of(number: int, device: torch.device) -> torch.device:

@@ -18,6 +18,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from datetime import timedelta
 
 from torch._C._distributed_c10d import (
@@ -178,7 +179,8 @@ class OuterNodes:
     def end(self) -> None:
         """See `OtherNodes`."""
         if self._lost is None or self.count > 1:
-            self._store.set("end", self._attempt)
+            with suppress(RuntimeError):  # the store has gone, and all that it joined
+                self._store.set("end", self._attempt)
 
     def leave(self, exit_code: int) -> None:
         """Let all other processes end with this one's exit code, and give them a moment to read it."""

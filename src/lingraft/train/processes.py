@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import threading
 import time
 import uuid
@@ -236,17 +237,17 @@ def _reported(task: NodeTask, agent: NodeAgent, others: OtherNodes) -> Iterator[
     Raises:
         NodeLostError: A node has died, or cannot be reached.
     """
-    folder, torn, read = task.task.parent, "", 0
+    folder, torn, read = task.task.parent, b"", 0
 
     def new_lines() -> Iterator[str]:
         nonlocal torn, read
         if task.lines.exists():
-            with task.lines.open(encoding="utf-8") as lines:  # opened anew: a network's disk looks again then
+            with task.lines.open("rb") as lines:  # opened anew: a network's disk looks again then
                 lines.seek(read)
                 torn += lines.read()
                 read = lines.tell()
-        *whole, torn = torn.split("\n")
-        yield from whole
+        *whole, torn = torn.split(b"\n")
+        yield from (line.decode() for line in whole)  # whole ones: a character may be torn, too
 
     while agent.poll() is None and not (folder / OUTCOME).exists() and not (folder / FAILURE).exists():
         yield from new_lines()
@@ -307,7 +308,13 @@ def _signals_handed_on(agent: NodeAgent) -> Iterator[None]:
 
 def print_ready() -> None:
     """Send the launcher the id of a process that it may ask to stop."""
-    print(f"{READY}{os.getpid()}", flush=True)
+    _print(f"{READY}{os.getpid()}")
+
+
+def _print(line: str) -> None:
+    """Print a line by one write: between the two of `print` where PYTHONUNBUFFERED is set another worker may print."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _report(line: str) -> None:
@@ -316,7 +323,7 @@ def _report(line: str) -> None:
         with Path(os.environ[LINES]).open("a", encoding="utf-8") as lines:
             lines.write(f"{line}\n")
     else:
-        print(line, flush=True)
+        _print(line)
 
 
 def print_saved(number: int) -> None:
