@@ -180,6 +180,20 @@ def test_a_study_has_a_time_left_once_every_kind_of_its_stages_was_seen(clock: C
     ]
 
 
+def test_of_several_stages_at_a_time_one_that_reads_another_waits_for_it(clock: Clock) -> None:
+    labels = ["train a", "train b", "evaluate a", "evaluate b"]
+    ahead = progress.StudyTime()
+    ahead.labels, ahead.at_once = list(labels), 4
+    ahead.parents = {"evaluate a": ["train a"], "evaluate b": ["train b", "prepare x"]}
+    ahead.finished("train before", 600.0)
+    ahead.finished("evaluate before", 60.0)
+    ahead.started("train a")
+    ahead.progressed("train a", 900.0)
+    assert ahead.seconds() == 900.0 + 60.0  # train b begins now, and its evaluation ends before
+    ahead.at_once = 1
+    assert ahead.seconds() == 900.0 + 600.0 + 60.0 + 60.0
+
+
 def test_a_terminal_that_draws_nothing_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setattr(log_lines, "SECONDS_BETWEEN_LINES", -1.0)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -139,6 +140,22 @@ def test_of_quick_progress_the_newest_is_written_and_every_note(
         ("train de / plain", 10_000),
         "note of step 10000",
     ]
+
+
+def test_the_folders_of_many_stages_are_looked_at_more_rarely(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(event_log, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    looked: list[str] = []
+    follower = EventFollower(tmp_path, told)
+    monkeypatch.setattr(follower, "_read", looked.append)
+    for number in range(60):
+        follower.begin(Training(f"{number}"))
+    for tenth in range(21):
+        clock.now = tenth / 10
+        follower.read()
+    assert len(looked) == 4 * 60  # in two seconds of ten looks each
 
 
 def test_half_a_line_is_waited_for_and_a_damaged_one_is_left_out_at_last(

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -24,6 +23,7 @@ from lingraft.cli.log_lines import LogLines, Step, duration, figures, log_lines
 from lingraft.cli.output import print_drawn, print_message, shown, stack_of, standard_error
 from lingraft.stage import StageProgress
 from lingraft.study.events import Watcher
+from lingraft.study.time_left import Ahead, seconds_until_made
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -146,22 +146,23 @@ def _time_left(seconds: float | None, elapsed: float | None) -> str:
 class StudyTime:
     """Estimates how long a study goes on, from the seconds of finished stages of the same kind.
 
-    Several stages at a time are taken to go on being so many, and what reads what is not looked at.
-
     Attributes:
         labels: Of the stages that are to be made; the first word is the kind.
+        parents: By label, the labels of the stages that each of them reads.
+        at_once: How many are made at a time; where nobody knows, as many as were so far.
     """
 
     def __init__(self) -> None:
         self.labels: list[str] = []
+        self.parents: Mapping[str, Sequence[str]] = {}
+        self.at_once = 1
         self._seconds: dict[str, list[float]] = {}
-        self._at_work: dict[str, _Ahead] = {}
-        self._at_once = 1
+        self._at_work: dict[str, _Moving] = {}
 
     def started(self, label: str) -> None:
         """A stage begins."""
-        self._at_work[label] = _Ahead(time.monotonic())
-        self._at_once = max(self._at_once, len(self._at_work))
+        self._at_work[label] = _Moving(time.monotonic())
+        self.at_once = max(self.at_once, len(self._at_work))
 
     def progressed(self, label: str, seconds_left: float | None) -> None:
         """A stage at work takes so much longer; None: not known."""
@@ -185,7 +186,7 @@ class StudyTime:
         if not self.labels or any(_kind(label) not in usual for label in self.labels):
             return None
         now = time.monotonic()
-        waiting, ends = list(self.labels), []
+        waiting, ends = list(self.labels), {}
         for label, own in self._at_work.items():
             if label in waiting:
                 waiting.remove(label)
@@ -194,12 +195,9 @@ class StudyTime:
                     if own.left is None
                     else own.left - (now - own.updated)
                 )
-                ends.append(max(0.0, left))
-        ends += [0.0] * (self._at_once - len(ends))
-        heapify(ends)
-        for label in waiting:
-            heappush(ends, heappop(ends) + usual[_kind(label)])
-        return max(ends)
+                ends[label] = max(0.0, left)
+        later = [Ahead(label, usual[_kind(label)], self.parents.get(label, ())) for label in waiting]
+        return seconds_until_made(ends, later, self.at_once)
 
     def sentence(self) -> str:
         """Return the time left as a line of progress says it; empty where it is not known."""
@@ -211,7 +209,7 @@ class StudyTime:
 
 
 @dataclass
-class _Ahead:
+class _Moving:
     """A stage at work: since when, and how long it takes as of when; in seconds."""
 
     since: float
@@ -292,6 +290,10 @@ class ProgressWatcher(Watcher):
         """Estimate the study's time left from these on."""
         self._ahead.labels = list(labels)
         self._lines.estimate = self._ahead.sentence
+
+    def stages_read(self, parents: Mapping[str, Sequence[str]], at_once: int) -> None:
+        """Estimate it by what waits for what."""
+        self._ahead.parents, self._ahead.at_once = parents, at_once
 
     def planned(self, line: str) -> None:
         """Print what the stages ahead take."""

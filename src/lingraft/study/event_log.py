@@ -10,6 +10,7 @@ lock nor a network is needed, and a shared folder that shows a line late or by h
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import re
@@ -46,6 +47,7 @@ _SHARE_BETWEEN_WRITES = (
     1e-3  # of the time so far, at least: a stage of two weeks has 8,000 lines, not 1.2 million
 )
 _HEAD_BYTES, _TAIL_BYTES = 1 << 14, 1 << 18  # of a file, where only its beginning or end is looked at
+_MOST_AT_EVERY_LOOK, _LOOKS_PER_SECOND = 20, 100.0  # of stages that are followed, at one folder each
 _SECONDS_UNTIL_DAMAGED = 30.0  # a line that a shared folder shows by halves is whole long before
 
 
@@ -318,6 +320,7 @@ class EventFollower:
     def __init__(self, run: Path, watcher: Watcher, said: UnderWayFile | None = None) -> None:
         self._run, self._watcher, self._said = run, watcher, said
         self._followed: dict[str, _Followed] = {}
+        self._read_last = -math.inf
 
     def begin(self, stage: StageSpec) -> None:
         """Follow a stage; called before it is given to a process."""
@@ -328,7 +331,11 @@ class EventFollower:
         self._followed[stage.folder_name] = _Followed(last, place)
 
     def read(self) -> None:
-        """Pass on what is new of all stages that are followed."""
+        """Pass on what is new of all stages that are followed; of many more rarely than it is called."""
+        now, count = time.monotonic(), len(self._followed)
+        if count > _MOST_AT_EVERY_LOOK and now - self._read_last < count / _LOOKS_PER_SECOND:
+            return  # a server of files is asked for each of them
+        self._read_last = now
         for folder in tuple(self._followed):
             self._read(folder)
 

@@ -24,6 +24,9 @@ class Watcher(StageWatcher):
     def stages_ahead(self, labels: Sequence[str]) -> None:
         """These stages are to be made now; reported before `study_started`, and without those that are finished."""
 
+    def stages_read(self, parents: Mapping[str, Sequence[str]], at_once: int) -> None:
+        """What each stage reads, by labels, and how many are made at a time (1 also where nobody knows)."""
+
     def planned(self, line: str) -> None:
         """What the stages ahead take; reported before the first is made."""
 

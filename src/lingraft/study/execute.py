@@ -114,6 +114,8 @@ class Executor:
             seconds = {fingerprint: one.seconds for fingerprint, one in self.done.items()}
             in_order = order(plan.stages, estimated_seconds(plan.stages, seconds))
             self._follower = EventFollower(self.store.folder, self._watcher, self._said)
+        reads = {one.name: [parent.name for parent in one.parents] for one in plan.stages}
+        self._watcher.stages_read(reads, engine.room or 1)
         waiting = {stage.fingerprint: stage for stage in in_order}
         settled: list[StageSpec] = []
         while True:

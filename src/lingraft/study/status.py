@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +24,7 @@ from lingraft.stage_record import RECORD
 from lingraft.study.event_log import attempt_so_far, log_of
 from lingraft.study.failures import FailedAttempt, failed_attempts
 from lingraft.study.store import RUN, TIMING, unfinished
+from lingraft.study.time_left import Ahead, seconds_until_made
 from lingraft.study.under_way import (
     UNDER_WAY,
     FirstAnswer,
@@ -266,29 +266,10 @@ def seconds_left(
     usual |= {kind: sum(seconds) / len(seconds) for kind, seconds in first.items()}
     waiting = [one for one in stages if one.state in ("waiting", "lost") and one.path not in ends]
     ahead += ((one.kind, usual.get(one.kind)) for one in waiting)
-    running = [(seconds, path) for path, seconds in ends.items()]
-    unmade = {*ends, *(one.path for one in waiting)}  # who else is read is done, or not needed
-    missing = [len(unmade.intersection(one.parents)) for one in waiting]
-    ready = [place for place, count in enumerate(missing) if not count]
-    readers: dict[str, list[int]] = {}
-    for place, one in enumerate(waiting):
-        for parent in unmade.intersection(one.parents):
-            readers.setdefault(parent, []).append(place)
-    heapify(running)
-    heapify(ready)
-    now = 0.0
-    while running or ready:
-        while ready and len(running) < max(1, at_once):
-            stage = waiting[heappop(ready)]
-            heappush(running, (now + (usual.get(stage.kind) or 0.0), stage.path))
-        now, path = heappop(running)
-        for place in readers.get(path, ()):
-            missing[place] -= 1
-            if not missing[place]:
-                heappush(ready, place)
+    later = [Ahead(one.path, usual.get(one.kind) or 0.0, one.parents) for one in waiting]
     known = [seconds for _, seconds in ahead if seconds is not None]
     unknown = tuple(dict.fromkeys(kind for kind, own in ahead if own is None))
-    return now if known else None, unknown
+    return seconds_until_made(ends, later, at_once) if known else None, unknown
 
 
 @dataclass(frozen=True)
