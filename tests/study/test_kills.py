@@ -35,7 +35,9 @@ def test_a_clock_that_jumps_by_an_hour_loses_nothing(tmp_path: Path, monkeypatch
     from tiny_study import LINGRAFT, NAME, make_study, records, start
 
     study = make_study(tmp_path)
-    assert start(study, tmp_path / "straight").wait(300) == 0
+    straight = start(study, tmp_path / "straight")
+    straight.communicate(timeout=300)
+    assert straight.returncode == 0
     (tmp_path / "sitecustomize.py").write_text(JUMPING)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     jumped = subprocess.run(
