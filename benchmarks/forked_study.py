@@ -75,13 +75,17 @@ def run(study: Path, runs: Path, log: Path) -> Ended:
 
 def fork_workers() -> None:
     """Let the workers of `--workers` be forked from the process that starts them."""
-    from lingraft.study import pool
+    from lingraft.models import child
 
-    vars(pool)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"Popen": _ForkedWorker})
+    def begun(command: list[str], **options: Any) -> Any:
+        makes_stages = "lingraft.study.pool_worker" in command
+        return (_ForkedWorker if makes_stages else subprocess.Popen)(command, **options)
+
+    vars(child)["subprocess"] = SimpleNamespace(**vars(subprocess) | {"Popen": begun})
 
 
 class _ForkedWorker:
-    """As much of `subprocess.Popen` as `study.pool` uses of a worker."""
+    """As much of `subprocess.Popen` as is used of a worker that makes stages."""
 
     def __init__(self, command: list[str], *, stdout: IO[bytes], env: Mapping[str, str], **_: object) -> None:
         self.returncode: int | None = None

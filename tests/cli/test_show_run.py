@@ -136,6 +136,10 @@ def test_names_that_steer_a_terminal_are_shown_as_text(run: Path, capfd: pytest.
     text = printed(capfd)
     assert "\x1b" not in text
     assert "[bold]" in text
+    write_plan(run, {"tr\x1b[31main-0000000000000001": ListedStage("a", True)})
+    text = printed(capfd)
+    assert "\x1b" not in text
+    assert "plan.json: is missing or damaged" in " ".join(text.split())
 
 
 @pytest.mark.parametrize(

@@ -539,6 +539,9 @@ def test_failed_attempts_are_counted_with_their_reason_and_log(tmp_path: Path) -
     output_file(tmp_path, NAMES[2], 1).write_text("Killed\n")
     for _ in range(2):
         record_failure(tmp_path, NAMES[2], LingraftError("the process was killed"), is_made_again=True)
+    with EventLog(event_file(tmp_path, NAMES[2], 2)) as log:
+        log.stage_started("train 1")
+    output_file(tmp_path, NAMES[2], 2).write_text("the attempt that follows\n")
     record_failure(tmp_path, NAMES[0], LingraftError("and made since"))
     said_by(tmp_path, failed={NAMES[4]: "out of memory"})
     found = status_of(tmp_path)

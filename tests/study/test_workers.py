@@ -19,6 +19,7 @@ import pytest
 
 from lingraft.errors import ConfigError, DataError, DiskError
 from lingraft.study.engines import LostError
+from lingraft.study.event_log import output_file
 from lingraft.study.events import Watcher
 from lingraft.study.failures import failed_attempts
 from lingraft.study.pool import check_workers
@@ -83,6 +84,9 @@ def test_what_happens_to_one_worker_does_not_reach_the_others(tmp_path: Path, st
         "passing": 2,
     }
     assert str(executor.failed[broken.fingerprint]) == "broken is broken"
+    log = output_file(run, broken.folder_name, 1).read_text()
+    assert "Traceback" in log, "its log says where"
+    assert log.rstrip().endswith("broken is broken")
     assert executor.failed[after.fingerprint] is executor.failed[broken.fingerprint]
     assert attempts(tmp_path, "after") == []
     assert len(attempts(tmp_path, "broken")) == 1, "wrong input is not tried again"

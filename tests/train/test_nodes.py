@@ -366,7 +366,9 @@ def test_a_study_under_torchrun_on_two_nodes_is_stopped_killed_and_equal_to_one_
     for name, (record, checkpoint) in expected.items():
         own, other = found[name]
         assert own.keys() == record.keys()
-        assert [step for step, _ in own["losses"]] == [step for step, _ in record["losses"]]
+        losses, others = record["result"]["losses"], own["result"]["losses"]
+        assert [step for step, _ in others] == [step for step, _ in losses]
+        assert [loss for _, loss in others] == pytest.approx([loss for _, loss in losses], abs=1e-5)
         assert_weights_alike(checkpoint, other)
     for number in (0, 1):
         assert not list((tmp_path / f"node{number}").glob("runs"))

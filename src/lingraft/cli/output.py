@@ -28,6 +28,7 @@ from lingraft.errors import ConfigError, LingraftError, did_you_mean, escape_con
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     from lingraft.config.schema import Backend
     from lingraft.models.checkpoints import WeightType
@@ -466,9 +467,11 @@ def print_message(text: str, style: str | None = None, console: Console | None =
     )
 
 
-def print_drawn(drawn: RichTable, console: Console) -> None:
-    """Print a table of which every text was `shown`."""
-    console.print(drawn)
+def print_drawn(drawn: RichTable | Text, console: Console) -> None:
+    """Print a table, or lines that are as long as they are, of which every text was `shown`."""
+    from rich.text import Text
+
+    console.print(drawn, soft_wrap=isinstance(drawn, Text))
 
 
 def print_table(

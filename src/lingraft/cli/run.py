@@ -119,7 +119,8 @@ def run(
 ) -> None:
     """Run a study and print its table; run it again to continue after an interruption.
 
-    Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong.
+    Exit code: 0 all cells are done, 1 a cell or the base's evaluation failed, 2 the study is wrong, 128 and its number
+    where a signal stopped it (130, 143, 129).
     """
     stopping.keeps(f"no stage was begun, those of earlier runs are kept; {stopping.GOES_ON}")
     from lingraft.study.checks import load_study

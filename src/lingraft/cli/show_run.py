@@ -13,7 +13,7 @@ import typer
 
 from lingraft import stopping
 from lingraft.cli.options import JsonOption
-from lingraft.cli.output import print_json, result_console, shown
+from lingraft.cli.output import print_drawn, print_json, result_console, shown
 from lingraft.errors import EXIT_ANSWER_IS_NO, EXIT_DONE, ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def show_run(
         return
     console = result_console()
     if not watch:
-        console.print(picture(found, console.width), soft_wrap=True)
+        print_drawn(picture(found, console.width), console)
         return
     log_lines().is_silent = True
     try:

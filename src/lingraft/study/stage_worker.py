@@ -11,7 +11,7 @@ import platform
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ def may_pass(error: BaseException) -> bool:
 
 @contextmanager
 def _printed_into(log: Path) -> Iterator[None]:
-    """Append to a file what this process and its libraries print inside."""
+    """Append to a file what this process and its libraries print inside, and where an error was raised."""
     log.parent.mkdir(parents=True, exist_ok=True)
     before = [(number, os.dup(number)) for number in (1, 2)]
     with log.open("ab") as file:
@@ -223,6 +223,11 @@ def _printed_into(log: Path) -> Iterator[None]:
             os.dup2(file.fileno(), number)
     try:
         yield
+    except Exception:
+        sys.stderr.flush()
+        with suppress(OSError), log.open("a", encoding="utf-8", errors="backslashreplace") as text:
+            traceback.print_exc(file=text)  # the driver says the reason alone
+        raise
     finally:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()

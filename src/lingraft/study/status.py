@@ -21,7 +21,7 @@ from lingraft.errors import ConfigError
 from lingraft.records import read_json
 from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
-from lingraft.study.event_log import attempt_so_far, log_of
+from lingraft.study.event_log import attempt_so_far, log_of, output_file
 from lingraft.study.failures import FailedAttempt, failed_attempts
 from lingraft.study.store import RUN, TIMING, unfinished
 from lingraft.study.time_left import Ahead, seconds_until_made
@@ -58,7 +58,8 @@ class StageStatus:
         reason: Why it failed, or its last attempt did; None: none has.
         parents: The paths of the stages that it reads.
         failures: How many attempts at it have failed so far, in all runs of this folder.
-        log: In the run folder, what its newest attempt printed; None: there is no such file, or it is done.
+        log: In the run folder, what its last failed attempt printed, else its newest one; None: there is no such file,
+            or it is done.
     """
 
     name: str
@@ -331,7 +332,10 @@ def _stage(
         state, reason = "failed", said.failed[name]
     elif said is not None and name in said.not_needed:
         state = "not needed"
-    log = None if state in ("done", "waiting") and not failures else log_of(folder, name)
+    log = None
+    if state != "done" and (failures or state != "waiting"):
+        failed = output_file(folder, name, failures[-1].attempt) if failures else None
+        log = failed if failed is not None and failed.is_file() else log_of(folder, name)
     return StageStatus(
         listed.name,
         kind,
@@ -341,7 +345,7 @@ def _stage(
         reason,
         tuple(f"stages/{parent}" for parent in listed.parents),
         len(failures),
-        None if log is None or state == "done" else log.relative_to(folder).as_posix(),
+        None if log is None else log.relative_to(folder).as_posix(),
     )
 
 

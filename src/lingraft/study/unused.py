@@ -346,6 +346,8 @@ def size_text(count: int) -> str:
 def _read_plan(folder: Path) -> RunPlan:
     kept = read_kept(folder / PLAN)
     found = from_json(RunPlan, {"order": [], **kept} if isinstance(kept, dict) else kept)
+    if not all(_STAGE.fullmatch(name) for name in (*found.stages, *found.former, *found.order)):
+        raise ValueError("a name that is no stage's")  # it would be a path, and stand on a terminal
     return replace(
         found, former={name: label for name, label in found.former.items() if name not in found.stages}
     )
