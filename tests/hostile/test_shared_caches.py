@@ -112,9 +112,8 @@ def test_rows_that_two_trainings_want_at_once_are_encoded_once(
         for one in running:
             one.join(60)
     (made,) = lines(tmp_path / "made")
-    assert all(
-        one.startswith(f"encoded rows: made by process {made} on ") for one in lines(tmp_path / "noted")
-    )
+    said = f"the table of encoded rows: is being made by process {made} on "
+    assert any(one.startswith(said) for one in lines(tmp_path / "noted"))
     assert len(json.loads((tmp_path / "a").read_text())) == len(ROWS)
     assert (tmp_path / "a").read_text() == (tmp_path / "b").read_text() == (tmp_path / "c").read_text()
 
