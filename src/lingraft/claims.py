@@ -172,7 +172,12 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
     seen = _Seen()
     pause, longest = _SECONDS_BETWEEN_LOOKS
     while True:
-        folder.mkdir(parents=True, exist_ok=True)  # again where its last owner removed it
+        try:
+            folder.mkdir(parents=True, exist_ok=True)  # again where its last owner removed it
+        except FileExistsError:  # pathlib looks whether it is a folder, and it was removed in between
+            if os.path.lexists(folder) and not folder.is_dir():
+                raise
+            continue
         highest = max(_numbers(folder), default=0)
         found = _look(folder / str(highest)) if highest else None
         if found is None or found.is_over or seen.is_quiet(highest, found.stamp):

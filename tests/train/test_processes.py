@@ -148,7 +148,7 @@ def test_two_processes_go_on_where_they_were_stopped(make_task: Make, sharded: b
     assert not task.checkpoint.exists()
     found = train_on(Processes(2, sharded), task).outcome
     assert found.resumed_from is not None
-    assert found.resumed_from >= 4
+    assert found.resumed_from >= 2  # the one of step 4 is written while steps 5 and 6 are made
     assert_same_curve(found, expected)
     assert_left_alike(task, model)
 
