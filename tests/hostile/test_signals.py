@@ -354,5 +354,5 @@ def test_a_training_is_saved_before_it_stops(tmp_path: Path, tiny_model: Path) -
         r"training stopped after step (\d+) of \d+, which is saved, 1 of 3 stages are finished; ", err
     )
     assert step is not None, err
-    assert list(tmp_path.glob(f"runs/mine/stages/train-*/**/checkpoint-{step[1]}"))
+    assert list(tmp_path.glob(f"runs/mine/work/train-*/**/checkpoint-{step[1]}"))
     assert json.loads(out)["error"]["exit_code"] == 143
