@@ -138,7 +138,7 @@ def test_the_rounds_answers_are_the_models_own_at_that_time(
     ).result["steps"]
     with pytest.raises(KilledError):
         made(tmp_path / "run", stage, KillingWatcher(first_steps + 1))
-    folder = tmp_path / "run" / "stages" / f"repair-{stage.fingerprint}"
+    (folder,) = (tmp_path / "run" / "work").glob(f"repair-{stage.fingerprint}.*")
     lines = [json.loads(line) for line in (folder / ANSWERS).read_text().splitlines()]
     of_round = {number: [one for one in lines if one["round"] == number] for number in (0, 1)}
     assert [one["tokens"] for one in of_round[0]] != [one["tokens"] for one in of_round[1]]
@@ -199,7 +199,7 @@ def test_a_signal_stops_a_repair_while_a_round_is_sampled(
     straight = made(tmp_path / "straight", stage)
     with pytest.raises(Stopped), stopping.stoppable():
         made(tmp_path / "stopped", stage, Stopping())
-    folder = tmp_path / "stopped" / "stages" / f"repair-{stage.fingerprint}"
+    (folder,) = (tmp_path / "stopped" / "work").glob(f"repair-{stage.fingerprint}.*")
     rounds = [json.loads(line)["round"] for line in (folder / ANSWERS).read_text().splitlines()]
     assert [rounds.count(number) for number in (0, 1, 2)] == [21, 16, 0]
     again = made(tmp_path / "stopped", stage)
