@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from lingraft.errors import ConfigError, LingraftError
+from lingraft.errors import LingraftError
 from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
 from lingraft.study.engines import Settled
 from lingraft.study.execute import Executor
@@ -16,7 +16,6 @@ from lingraft.study.schedule import (
     Node,
     Share,
     cards_for,
-    check_share,
     estimated_seconds,
     is_held_back,
     order,
@@ -115,14 +114,6 @@ def test_a_small_stage_does_not_take_the_cards_that_a_larger_one_before_it_waits
 def test_a_training_takes_what_processes_say_and_a_comparison_no_card() -> None:
     assert cards_for(TRAINS, EIGHT_CARDS, 64, 1) == 8
     assert cards_for(Needs(), EIGHT_CARDS, 64, 1) == 0
-
-
-def test_what_no_machine_holds_is_refused_with_both_numbers() -> None:
-    stage = Step("train", own_needs=replace(TRAINS, processes=16, most_processes=16))
-    share = share_of(stage, EIGHT_CARDS)
-    with pytest.raises(ConfigError, match="needs 16 accelerators, and the largest machine has 8"):
-        check_share(stage, share, EIGHT_CARDS)
-    check_share(stage, share, EIGHT_CARDS, nodes=2)
 
 
 def test_what_is_finished_says_how_long_the_like_takes() -> None:

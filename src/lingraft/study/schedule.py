@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lingraft.errors import ConfigError
 from lingraft.models.compute import compute_device, compute_for
 from lingraft.stage import Needs, StageSpec
 from lingraft.study.plan import consumers_of
@@ -83,34 +82,6 @@ def share_of(stage: StageSpec, node: Node, cards: int | None = None) -> Share:
     threads = node.threads * needs.processes if needs.device == "accelerator" else 1
     memory = needs.memory_bytes if needs.host_bytes is None else needs.host_bytes
     return Share(0, max(1, min(node.cpus, threads)), memory)
-
-
-def check_share(stage: StageSpec, share: Share, node: Node, nodes: int = 1) -> None:
-    """Refuse a stage that no machine can take, which an engine would keep waiting for ever.
-
-    Args:
-        stage: The stage.
-        share: What it gets.
-        node: The largest machine.
-        nodes: Over how many it is spread.
-
-    Raises:
-        ConfigError: It needs more cards, cores or memory than there are.
-    """
-    for what, asked, there in (
-        ("accelerators", share.cards, node.cards * nodes),
-        ("processor cores", share.cpus, node.cpus * nodes),
-    ):
-        if asked > there:
-            where = "the largest machine has" if nodes == 1 else f"{nodes} machines have"
-            raise ConfigError(
-                f"{stage.name}: needs {asked} {what}, and {where} {there}: give a smaller --processes."
-            )
-    if node.memory_bytes is not None and (share.memory_bytes or 0) > node.memory_bytes * nodes:
-        raise ConfigError(
-            f"{stage.name}: needs about {(share.memory_bytes or 0) / 1e9:.1f} GB of a machine's own memory, and the "
-            f"largest has {node.memory_bytes / 1e9:.1f} GB: take a smaller model or a larger machine."
-        )
 
 
 def cards_for(needs: Needs, node: Node, cards: int, answering: int) -> int:
