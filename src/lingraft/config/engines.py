@@ -39,7 +39,7 @@ def check_engines(workers: int | None, ray: str | None, retries: int, nodes: int
         with_workers = "" if workers is None else " --workers are processes of this machine."
         raise ConfigError(
             f"--nodes {nodes}: nothing says how to reach other machines; give --ray ADDRESS as well, or start the "
-            f"command on each of them by torchrun or srun.{with_workers}"
+            f"command on each of them by torchrun.{with_workers}"
         )
     if ray is not None:
         check_ray(ray)
