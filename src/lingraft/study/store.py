@@ -1,13 +1,14 @@
 """The run folder: stages with fingerprints, each complete exactly when its record and artefacts exist.
 
-    runs/<name>/study.yaml
-    runs/<name>/stages/<kind>-<fingerprint>/record.json     a finished stage; the folder appears whole, by one rename
-                                           /timing.json     times and machine; never compared
-                                           /...             artefacts, listed in the record with size and hash
-    runs/<name>/work/<kind>-<fingerprint>.<n>/              what the n-th owner of a stage has made so far
-    runs/<name>/claims/<thing>/<n>                          who may make a stage, and who runs the study (`run`)
-    runs/<name>/failures.jsonl                              attempts that failed
-    runs/<name>/cache/                                      what several stages share; may be thrown away
+    runs/<name>/
+        study.yaml
+        stages/<kind>-<fingerprint>/record.json     a finished stage; the folder appears whole, by one rename
+                                   /timing.json     times and machine; never compared
+                                   /...             artefacts, listed in the record with size and hash
+        work/<kind>-<fingerprint>.<n>/              what the n-th owner of a stage has made so far
+        claims/<thing>/<n>                          who may make a stage, and who runs the study (`run`)
+        failures.jsonl                              attempts that failed
+        cache/                                      what several stages share; may be thrown away
 
 Many processes, on many machines, may make stages in one run folder. Who makes a stage claims it (`claims`) and works in
 a folder of its own. The next owner, after one that died or gave no sign of life, renames that folder before it goes on:
