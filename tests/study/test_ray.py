@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -188,16 +189,23 @@ def test_a_study_outlives_one_of_two_nodes(
     assert records(tmp_path) == expected
 
 
+@contextmanager
+def begun(path: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a study on a local cluster, and yield when a training of it is at work; its processes are marked."""
+    command = [*LINGRAFT, "run", str(path), "--runs", str(runs), "--ray", "local"]
+    marked = {**os.environ, "OMP_NUM_THREADS": "1", "LINGRAFT_TEST_RUN": str(runs)}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=marked) as running:
+        while not list(runs.glob("tiny/logs/train-*/*")) and running.poll() is None:
+            time.sleep(0.05)
+        yield running
+
+
 @pytest.mark.slow
 def test_a_stopped_driver_saves_leaves_no_process_and_goes_on(
     serial: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     path, expected = serial
-    command = [*LINGRAFT, "run", str(path), "--runs", str(tmp_path), "--ray", "local"]
-    marked = {**os.environ, "OMP_NUM_THREADS": "1", "LINGRAFT_TEST_RUN": str(tmp_path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=marked) as running:
-        while not list(tmp_path.glob("tiny/logs/train-*/*")) and running.poll() is None:
-            time.sleep(0.1)
+    with begun(path, tmp_path) as running:
         running.send_signal(signal.SIGTERM)
         _, err = running.communicate(timeout=300)
     assert running.returncode == 143, err
@@ -216,11 +224,7 @@ def test_a_task_whose_process_is_killed_is_made_again_and_that_is_recorded(
     serial: tuple[Path, dict[str, bytes]], tmp_path: Path
 ) -> None:
     path, expected = serial
-    command = [*LINGRAFT, "run", str(path), "--runs", str(tmp_path), "--ray", "local"]
-    marked = {**os.environ, "OMP_NUM_THREADS": "1", "LINGRAFT_TEST_RUN": str(tmp_path)}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=marked) as running:
-        while not list(tmp_path.glob("tiny/logs/train-*/*")) and running.poll() is None:
-            time.sleep(0.05)
+    with begun(path, tmp_path) as running:
         at_work = [
             number
             for number, shown in processes_with(f"LINGRAFT_TEST_RUN={tmp_path}").items()

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -293,7 +294,7 @@ def test_only_what_may_pass_is_tried_again(error: Exception, passes: bool) -> No
 
 
 @pytest.mark.slow  # the small study above covers the same
-def test_the_quickstart_in_two_workers_has_the_records_of_one_process(tmp_path: Path) -> None:
+def test_the_quickstart_in_workers_and_on_ray_has_the_records_of_one_process(tmp_path: Path) -> None:
     def run(name: str, *options: str) -> dict[str, bytes]:
         command = [
             sys.executable,
@@ -311,5 +312,7 @@ def test_the_quickstart_in_two_workers_has_the_records_of_one_process(tmp_path: 
         return records(next((tmp_path / name).iterdir()))
 
     serial = run("serial")
-    assert run("workers", "--workers", "2") == serial
     assert serial
+    assert run("workers", "--workers", "2") == serial
+    if find_spec("ray") is not None:
+        assert run("ray", "--ray", "local") == serial
