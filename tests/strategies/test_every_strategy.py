@@ -323,14 +323,21 @@ def on_processes(
     with pytest.MonkeyPatch.context() as patch, Store(folder / "run") as store:
         patch.setattr(train, "train_on", train_alone)
         phases = phases_in(store)
-        for label, written in STRATEGIES.items():  # noqa: B007  # the label is read in `train_alone`
-            phases.make(phases.job(written, learning_rate=1e-3, accumulation=2))
-        for label, (name, options) in LOW_BITS.items():  # noqa: B007
+
+        def make(name: str, job: Any) -> None:
+            made = phases.make(job).folder  # where it was published, after it trained elsewhere
+            if name in alone:  # else another one had trained alike
+                moved = {"folder": made, "checkpoint": made / CHECKPOINT}
+                alone[name] = alone[name].model_copy(update=moved)
+
+        for label, written in STRATEGIES.items():
+            make(label, phases.job(written, learning_rate=1e-3, accumulation=2))
+        for label, (name, options) in LOW_BITS.items():
             job = phases.job(STRATEGIES[name], learning_rate=1e-3, accumulation=2, **options)
             if "optimizer" in options:  # of fewer than 4,096 elements no piece has moments of 8 bits
                 folder_of_wide = wide_model(folder / "wide", job.parent.folder)
                 job = replace(job, parent=GivenModel({"weights": "wide"}, folder_of_wide))
-            phases.make(job)
+            make(label, job)
     for name in {*REGISTRY, *STRATEGIES} - set(alone):  # they train as plain does
         choice = StrategyChoice.model_validate(STRATEGIES.get(name, name))
         alone[name] = alone["plain"].model_copy(update={"choice": choice})

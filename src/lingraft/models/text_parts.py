@@ -37,10 +37,10 @@ def reached_by_text(model: nn.Module) -> frozenset[str]:
     values: AbstractContextManager[object]
     values = FakeTensorMode(allow_non_fake_inputs=True) if device.type == "meta" else nullcontext()
     any_model: Any = model
-    config = any_model.config.get_text_config()
+    config = any_model.config.get_text_config() if device.type == "meta" else None
     experts = getattr(config, "_experts_implementation", None)
     try:
-        if device.type == "meta" and experts is not None:
+        if config is not None and experts is not None:
             # Without values torch's grouped product refuses float32.
             config._experts_implementation = "batched_mm"
         model.eval()
@@ -52,7 +52,7 @@ def reached_by_text(model: nn.Module) -> frozenset[str]:
             logits = any_model(input_ids=ids[None], use_cache=False).logits
         found = {id(leaf) for leaf in _leaves(logits)}
     finally:
-        if experts is not None:
+        if config is not None and experts is not None:
             config._experts_implementation = experts
         model.train(was_training)
         for name, parameter in parameters.items():
