@@ -3,13 +3,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from lingraft.errors import LingraftError
 from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.study import execute
 from lingraft.study.engines import Settled
+from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor
 from lingraft.study.plan import Plan
 from lingraft.study.schedule import (
@@ -126,15 +129,16 @@ def test_what_is_finished_says_how_long_the_like_takes() -> None:
 class Queue:
     """An engine of one node that queues by itself; every stage fails, the one that was submitted first is the next."""
 
-    room, node, cards = None, EIGHT_CARDS, 8
+    room, cards = None, 8
 
-    def __init__(self) -> None:
+    def __init__(self, node: Node = EIGHT_CARDS, memory_bytes: int | None = None) -> None:
+        self.node, self.memory_bytes = node, memory_bytes
         self.queued: list[StageSpec] = []
         self.happened: list[str] = []
 
     def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:  # noqa: ARG002
         self.queued.append(stage)
-        self.happened.append(f"{stage.label} on {share.cards}")
+        self.happened.append(f"{stage.label} on {share.cards}" if share.cards else stage.label)
 
     def wait(self, seconds: float) -> list[Settled]:  # noqa: ARG002
         stage = self.queued.pop(0)
@@ -148,14 +152,10 @@ class Queue:
         pass
 
 
-def test_a_run_submits_no_single_card_while_a_training_waits_for_the_node(tmp_path: Path) -> None:
-    steps = [
-        Step("evaluate", own_needs=ANSWERS),
-        Step("one", own_needs=TRAINS),
-        Step("two", own_needs=TRAINS),
-    ]
+def run(folder: Path, queue: Queue, *steps: Step) -> list[str]:
+    """Run independent steps, and return what was noted."""
     plan = Plan(
-        stages=tuple(steps),
+        stages=steps,
         base=None,
         cells=(),
         measures=(),
@@ -164,9 +164,68 @@ def test_a_run_submits_no_single_card_while_a_training_waits_for_the_node(tmp_pa
         limits={},
         notes=(),
     )
+    said = Noted()
+    with Store(folder) as store:
+        assert len(list(Executor(store, said).run(plan, queue))) == len(steps)
+    return said.lines
+
+
+class Noted(Watcher):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def noted(self, message: str) -> None:
+        self.lines.append(message)
+
+
+def test_a_run_submits_no_single_card_while_a_training_waits_for_the_node(tmp_path: Path) -> None:
     queue = Queue()
-    with Store(tmp_path / "run") as store:
-        assert len(list(Executor(store).run(plan, queue))) == 3
+    run(
+        tmp_path / "run",
+        queue,
+        Step("evaluate", own_needs=ANSWERS),
+        Step("one", own_needs=TRAINS),
+        Step("two", own_needs=TRAINS),
+    )
     assert queue.happened == [
         "one on 8", "two on 8", "one ends", "evaluate on 4", "two ends", "evaluate ends",
     ]  # fmt: skip
+
+
+def test_stages_at_work_together_fit_the_memory_and_none_takes_what_one_before_it_waits_for(
+    tmp_path: Path,
+) -> None:
+    queue = Queue(NO_CARDS, memory_bytes=100)
+    sizes = {"larger than all": 1000, "first": 60, "second": 50, "third": 30}
+    steps = [Step(label, own_needs=Needs("accelerator", size)) for label, size in sizes.items()]
+    noted = run(tmp_path / "run", queue, *steps, Step("not estimated"))
+    assert queue.happened == [
+        "not estimated", "not estimated ends",
+        "larger than all", "larger than all ends",
+        "first", "first ends",
+        "second", "third", "second ends", "third ends",
+    ]  # fmt: skip
+    assert len(noted) == 1
+    assert "step larger than all waits until others have ended" in noted[0]
+    assert "too little memory" in noted[0]
+
+
+def test_what_is_short_of_disk_waits_for_what_may_free_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "disk_usage", lambda folder: SimpleNamespace(free=100 if folder else 0))
+    queue = Queue(NO_CARDS)
+    trainings = [Step(label, own_needs=Needs(disk_bytes=size)) for label, size in (("one", 70), ("two", 60))]
+    noted = run(tmp_path / "run", queue, *trainings, Step("evaluate"))
+    assert queue.happened == ["one", "evaluate", "one ends", "two", "evaluate ends", "two ends"]
+    assert len(noted) == 1
+    assert "too little disk" in noted[0]
+
+
+def test_what_frees_disk_goes_before_what_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10))
+    queue = Queue(NO_CARDS)
+    run(tmp_path / "run", queue, Step("train", own_needs=Needs(disk_bytes=60)), Step("evaluate"))
+    assert queue.happened == ["evaluate", "evaluate ends", "train", "train ends"]

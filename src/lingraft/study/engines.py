@@ -67,6 +67,10 @@ class Engine(Protocol):
     def cards(self) -> int:
         """How many accelerators all machines have together."""
 
+    @property
+    def memory_bytes(self) -> int | None:
+        """What the stages at work may hold together of the machine's own memory; None: it sees to that by itself."""
+
     def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
         """Take a stage, whose parents are done and have their artefacts.
 

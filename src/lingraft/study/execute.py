@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from shutil import disk_usage
 from types import TracebackType
 from typing import Any
 
@@ -20,7 +21,16 @@ from lingraft.study.event_log import EventFollower
 from lingraft.study.events import Watcher
 from lingraft.study.failures import record_failure
 from lingraft.study.plan import Plan, consumers_of
-from lingraft.study.schedule import Node, Share, cards_for, estimated_seconds, is_held_back, order, share_of
+from lingraft.study.schedule import (
+    Node,
+    Share,
+    cards_for,
+    estimated_seconds,
+    fits_beside,
+    is_held_back,
+    order,
+    share_of,
+)
 from lingraft.study.stage_worker import may_pass, work_on
 from lingraft.study.store import Store
 from lingraft.study.under_way import LOSSES, Heard, StageAtWork, UnderWayFile
@@ -59,10 +69,11 @@ class Executor:
         self._follower: EventFollower | None = None  # of what other processes make
         self._retries: Counter[str] = Counter()
         self._answers: dict[str, bool] = {}  # by fingerprint, whether a stage may take several cards or one
-        self._cards_of: dict[str, int] = {}  # by fingerprint, the cards that a stage was submitted with
+        self._shares: dict[str, Share] = {}  # by fingerprint, what a stage was submitted with
         self._unmakeable: dict[
             str, Exception
         ] = {}  # of those that are done, why discarded artefacts stay away
+        self._short: set[str] = set()  # what stages wait for, once it is said
         self._looked: Plan | None = None
 
     def look(self, plan: Plan) -> None:
@@ -190,30 +201,65 @@ class Executor:
     ) -> list[StageSpec]:
         """Submit what can begin, as long as there is room, and return what needs no work or cannot be made."""
         settled = []
-        for stage in list(waiting.values()):
-            if engine.room == 0:
+        for goes_ahead in (False, True):  # whatever it needs, where nothing is at work that would make room
+            if goes_ahead and self._at_work:
                 break
-            if stage.fingerprint in self._at_work:
-                continue
-            try:
-                if self._is_over(stage, consumers):
-                    if stage.fingerprint in self.done:
-                        self.make(stage)
+            held: list[Share] = []  # for which memory is kept: others would take it as often as some is free
+            for stage in list(waiting.values()):
+                if engine.room == 0:
+                    break
+                if stage.fingerprint in self._at_work:
+                    continue
+                try:
+                    if self._is_over(stage, consumers):
+                        if stage.fingerprint in self.done:
+                            self.make(stage)
+                        settled.append(waiting.pop(stage.fingerprint))
+                    elif self._can_begin(stage, waiting):
+                        share = share_on(engine, stage, self._answering(waiting))
+                        is_first = goes_ahead and not self._at_work
+                        if is_first or not self._waits(stage, share, engine, held):
+                            self._submit(stage, share, engine, consumers)
+                except Exception as error:  # of what it reads; whatever it is, the other stages go on
                     settled.append(waiting.pop(stage.fingerprint))
-                elif self._can_begin(stage, waiting):
-                    share = share_on(engine, stage, self._answering(waiting))
-                    if engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards)):
-                        continue  # until one of those is done
-                    if self._follower is not None:
-                        self._follower.begin(stage)
-                    needed = self._is_needed(stage, consumers)
-                    engine.submit(stage, share, with_artefacts=needed)
-                    self._at_work[stage.fingerprint] = stage
-                    self._cards_of[stage.fingerprint] = share.cards
-            except Exception as error:  # of what it reads; whatever it is, the other stages go on
-                settled.append(waiting.pop(stage.fingerprint))
-                self._fail(stage, error)
+                    self._fail(stage, error)
         return settled
+
+    def _waits(self, stage: StageSpec, share: Share, engine: Engine, held: list[Share]) -> bool:
+        """Return whether a stage waits for what others use: disk, memory or cards."""
+        if self._follower is None:
+            return False
+        disk = [one.needs.disk_bytes for one in self._at_work.values()]
+        if not fits_beside(stage.needs.disk_bytes, disk, disk_usage(self.store.folder).free):
+            self._note_wait(stage, "disk")
+            return True
+        memory = [self._shares[one].memory_bytes for one in self._at_work] + [
+            one.memory_bytes for one in held
+        ]
+        if not fits_beside(share.memory_bytes, memory, engine.memory_bytes):
+            held.append(share)
+            self._note_wait(stage, "memory")
+            return True
+        return engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards))
+
+    def _note_wait(self, stage: StageSpec, what: str) -> None:
+        """Say once for the run that stages wait for a thing that others use."""
+        if what not in self._short:
+            self._short.add(what)
+            self._watcher.noted(
+                f"{stage.name} waits until others have ended, and so may more: there is too little {what} for all that "
+                "could be made at a time."
+            )
+
+    def _submit(
+        self, stage: StageSpec, share: Share, engine: Engine, consumers: Mapping[str, Sequence[StageSpec]]
+    ) -> None:
+        """Let the engine make a stage."""
+        if self._follower is not None:
+            self._follower.begin(stage)
+        engine.submit(stage, share, with_artefacts=self._is_needed(stage, consumers))
+        self._at_work[stage.fingerprint] = stage
+        self._shares[stage.fingerprint] = share
 
     def _answering(self, waiting: Mapping[str, StageSpec]) -> int:
         """Return how many stages of this run may take several cards or one, those that are done by now as well."""
@@ -228,9 +274,9 @@ class Executor:
         """Return the cards of each submitted stage that waits, as those before it have so many."""
         taken, queued = 0, []
         for fingerprint in self._at_work:
-            taken += self._cards_of[fingerprint]
+            taken += self._shares[fingerprint].cards
             if taken > cards:
-                queued.append(self._cards_of[fingerprint])
+                queued.append(self._shares[fingerprint].cards)
         return queued
 
     def _settle(self, attempt: Settled, retries: int) -> bool:
@@ -353,6 +399,10 @@ class InThisProcess:
     def cards(self) -> int:
         """See Engine."""
         return 0
+
+    @property
+    def memory_bytes(self) -> None:
+        """See Engine; one stage is made at a time."""
 
     @property
     def room(self) -> int:

@@ -67,6 +67,7 @@ class Pool:
         self._run = run
         self._count = workers
         self._workers: list[_Worker] = []
+        self._memory_bytes = 0
         self._finishing = stopping.finish_first()
 
     def __enter__(self) -> Pool:
@@ -76,6 +77,8 @@ class Pool:
         for number in range(self._count):
             own = cards[number * each : (number + 1) * each] if cards else None
             self._workers.append(_Worker(number + 1, own))
+        libraries = psutil.Process().memory_info().rss  # each worker loads them too
+        self._memory_bytes = max(0, psutil.virtual_memory().available - self._count * libraries)
         self._finishing.__enter__()
         return self
 
@@ -106,6 +109,11 @@ class Pool:
     def cards(self) -> int:
         """See Engine."""
         return len(_cards())
+
+    @property
+    def memory_bytes(self) -> int:
+        """See Engine; what was free when the pool began."""
+        return self._memory_bytes
 
     @property
     def room(self) -> int:

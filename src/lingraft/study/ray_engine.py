@@ -297,9 +297,11 @@ class RayEngine:
 
     Attributes:
         room: None: any number of stages is taken.
+        memory_bytes: None: each waits on its node for the memory of its share.
     """
 
     room: int | None = None
+    memory_bytes: int | None = None
 
     def __init__(self, run: Path, address: str, *, noted: Callable[[str], None] = lambda _: None) -> None:
         check_ray(address)

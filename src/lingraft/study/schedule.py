@@ -9,7 +9,7 @@ Functions of values alone: a run and the simulation of one (`benchmarks/scheduli
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lingraft.models.compute import compute_device, compute_for
@@ -118,6 +118,11 @@ def is_held_back(cards: int, waiting: Sequence[int]) -> bool:
         waiting: Cards of the stages before it that could begin and have not.
     """
     return 0 < cards < max(waiting, default=0)
+
+
+def fits_beside(own: int | None, others: Iterable[int | None], free: int | None) -> bool:
+    """Return whether what a stage needs is free beside the needs of others; None: not estimated, or not limited."""
+    return not own or free is None or own + sum(one or 0 for one in others) <= free
 
 
 def ranks(stages: Sequence[StageSpec], seconds: Mapping[str, float]) -> dict[str, float]:
