@@ -87,6 +87,10 @@ class Executor:
                     self._on_disk[stage.fingerprint] = stage
         self._looked = plan
 
+    def ahead(self, plan: Plan) -> list[StageSpec]:
+        """Return the stages of a plan that are not done."""
+        return [one for one in plan.stages if one.fingerprint not in self.done]
+
     def run(self, plan: Plan, engine: Engine | None = None, *, retries: int = 0) -> Iterator[StageSpec]:
         """Make the stages of a plan, and yield each when it is done or has failed.
 

@@ -112,39 +112,19 @@ def run_study(
         DiskError: The run folder cannot be written any more; the same call goes on when it can.
     """
     watcher = watcher or Watcher()
-    processes = processes or Processes()
-    check_engines(workers, ray, retries, processes.nodes)
-    if ray is None:  # else the cards are the cluster's
-        processes.check()
-    else:
-        from lingraft.study.ray_engine import check_answers
-
-        check_answers(ray)
-    if workers is not None:
-        check_workers(workers, processes.count)
-        processes = replace(processes, answering=max(1, cards_of_a_worker(workers)))
-    elif ray is not None:
-        processes = replace(processes, answering=1)
+    processes = _checked_processes(processes or Processes(), workers, ray, retries)
     base_folder = path_of(base_folder, "base_folder")
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
     if processes.sharded:
         check_divided(asked)
-    folder = path_of(runs, "runs") / asked.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
-        ) from None
-    before = None
-    if any((folder / "stages").glob("*/")):
-        with suppress(ConfigError):  # there is none, or it is another version's
-            before = load_study(folder / STUDY)
+    folder = _made_folder(path_of(runs, "runs") / asked.name)
     prepared = prepare_study(
         asked,
         base_folder,
         watcher,
-        check=partial(_check_first, asked, base_folder, before, None if ray is not None else processes),
+        check=partial(
+            _check_first, asked, base_folder, _study_before(folder), None if ray is not None else processes
+        ),
     )
     study, materials = prepared.study, prepared.materials
     costs = report_costs(materials, watcher, trust_remote_code=study.trust_remote_code)
@@ -163,15 +143,8 @@ def run_study(
         write_plan(folder, listed_stages(plan))
         executor = Executor(store, watcher, said)
         executor.look(plan)
-        problem = disk_problem(disk_needed(plan.stages, plan.kept, executor.done), free_disk(folder))
-        if problem is not None:
-            watcher.noted(problem)
         unused = unused_stages(folder)
-        ahead = [one for one in plan.stages if one.fingerprint not in executor.done]
-        if ahead:
-            watcher.planned(fitting_line(ahead))
-        if unused and not executor.done:
-            watcher.noted(_other_study_sentence(folder, unused))
+        _say_ahead(plan, executor, unused, watcher)
         summary = Summary(study, materials, plan, executor, watcher)
 
         def sum_up() -> StudyResult:
@@ -189,7 +162,7 @@ def run_study(
 
         sum_up()
         known = summary.known
-        with _begun(folder, ahead, study, watcher, workers, ray) as engine:
+        with _begun(folder, executor.ahead(plan), study, watcher, workers, ray) as engine:
             for stage in executor.run(plan, engine, retries=retries):
                 failure = executor.failed.get(stage.fingerprint) if stage is plan.base else None
                 if failure is not None or summary.known != known:
@@ -294,6 +267,61 @@ def forecast_study(
         watcher=watcher,
         trust_remote_code=study.trust_remote_code,
     )
+
+
+def _checked_processes(processes: Processes, workers: int | None, ray: str | None, retries: int) -> Processes:
+    """Return the processes that a stage may have of what makes it, checked before anything is read.
+
+    Raises:
+        ConfigError: They do not fit the machine, or what was asked does not go together.
+    """
+    check_engines(workers, ray, retries, processes.nodes)
+    if workers is not None:
+        processes.check()
+        check_workers(workers, processes.count)
+        return replace(processes, answering=max(1, cards_of_a_worker(workers)))
+    if ray is not None:  # the cards are the cluster's
+        from lingraft.study.ray_engine import check_answers
+
+        check_answers(ray)
+        return replace(processes, answering=1)
+    processes.check()
+    return processes
+
+
+def _made_folder(folder: Path) -> Path:
+    """Return a run's folder, made where it is not there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
+        ) from None
+    return folder
+
+
+def _study_before(folder: Path) -> Study | None:
+    """Return the study that a run folder holds stages of; None: none, or another version's."""
+    if any((folder / "stages").glob("*/")):
+        with suppress(ConfigError):
+            return load_study(folder / STUDY)
+    return None
+
+
+def _say_ahead(plan: Plan, executor: Executor, unused: Sequence[UnusedStage], watcher: Watcher) -> None:
+    """Say what the stages need that are to be made, and what lies in the run folder that is not this study's."""
+    folder = executor.store.folder
+    problem = disk_problem(disk_needed(plan.stages, plan.kept, executor.done), free_disk(folder))
+    if problem is not None:
+        watcher.noted(problem)
+    if ahead := executor.ahead(plan):
+        watcher.planned(fitting_line(ahead))
+    if unused and not executor.done:
+        watcher.noted(_other_study_sentence(folder, unused))
 
 
 def engine_name(workers: int | None, ray: str | None) -> str:
