@@ -7,6 +7,7 @@ shown as one that cannot be read. Whatever was done is said.
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -294,6 +295,8 @@ def _beginning(text: str) -> Any:
             in_string = True
         elif character in "{[":
             open_.append("}" if character == "{" else "]")
+            if len(open_) > sys.getrecursionlimit():  # what no parser reads; each end would take as long as it is deep
+                break
         elif character in "}]":
             if not open_ or open_.pop() != character:
                 break
