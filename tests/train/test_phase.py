@@ -247,11 +247,13 @@ def test_a_loss_without_whole_logits_trains_the_same(
     tiny_llama: Build, examples: Build, run: Build, tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_logits, without = tiny_llama(tied=tied), tiny_llama(tied=tied)
-    expected = run(with_logits, examples(), TRAINING)
+    # Where a gradient is almost 0, AdamW makes rounding noise a part of the rate.
+    training = TRAINING.model_copy(update={"learning_rate": 1e-3})
+    expected = run(with_logits, examples(), training)
     monkeypatch.setattr("lingraft.models.fused_loss.MOST_WHOLE", 0)
     monkeypatch.setattr("lingraft.models.fused_loss._AT_ONCE", 48 * 7)
     monkeypatch.delattr("lingraft.models.loss.SupervisedHead")  # what makes all logits
-    found = run(without, examples(), TRAINING)
+    found = run(without, examples(), training)
     assert [loss for _, loss in found.losses] == pytest.approx(
         [loss for _, loss in expected.losses], rel=1e-5
     )

@@ -28,7 +28,7 @@ from lingraft.records import read_json, write_json_atomically
 from lingraft.train.run import PhaseTask, train_task
 
 TRAINING = Training(
-    learning_rate=1e-3,
+    learning_rate=3e-4,  # where a gradient is almost 0, AdamW makes rounding noise a part of it
     epochs=1,
     tokens_per_batch=96,
     accumulation=2,
@@ -266,6 +266,7 @@ def on_three(on_two: Seen, bench: Bench) -> Seen:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["asked", "replicated"])
 def test_three_processes_go_on_where_two_were_stopped(
     on_three: Seen, bench: Bench, alone: dict[str, Any], name: str
@@ -294,6 +295,7 @@ def test_tokenizers_are_those_of_the_start(on_two: Seen, bench: Bench) -> None:
     assert own.get_vocab() == AutoTokenizer.from_pretrained(bench.parent).get_vocab()
 
 
+@pytest.mark.slow
 def test_groups_that_each_divide_a_whole_model_train_as_one_process(
     bench: Bench, alone: dict[str, Any]
 ) -> None:
