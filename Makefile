@@ -35,7 +35,7 @@ check: $(INSTALLED)  ## lint, format and types
 # Two tests at a time, each on one thread: most of what they compute is too small for two.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-test: check  ## check, then every test that takes less than a minute
+test: check  ## check, then every test that is not marked slow
 	$(PYTEST) -m "not slow"
 
 test-all: check  ## check, then every test

@@ -206,6 +206,7 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
     assert killed == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_two_processes_end_with_the_command_and_leave_their_answers(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, number: signal.Signals
@@ -333,6 +334,7 @@ def test_a_task_without_data_is_named_with_where_they_were_looked_for_and_the_re
     assert "xcopa/de: xcopa has no de" in error
 
 
+@pytest.mark.slow
 def test_the_exit_code_says_whether_an_ability_fell(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, talkative_model: Path
 ) -> None:
@@ -447,6 +449,7 @@ def test_wrong_input_has_exit_code_two(
     assert told in " ".join(error.split())
 
 
+@pytest.mark.slow
 def test_a_server_is_started_for_a_model_and_says_what_transformers_says(
     evaluate: Callable[..., tuple[int, str, str]],
     tiny_model: Path,

@@ -401,6 +401,7 @@ def test_a_study_whose_stderr_is_a_file_tells_how_far_it_is(
     assert len([line for line in lines if line.startswith("mine: ")]) > 5
 
 
+@pytest.mark.slow
 def test_other_commands_whose_stderr_is_a_file_tell_it_too(tmp_path: Path, tiny_model: Path) -> None:
     model = str(tiny_model)
     code, out, err = command(tmp_path / "err", "difference", model, model, "--json")

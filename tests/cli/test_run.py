@@ -131,6 +131,7 @@ def test_a_base_model_that_cannot_be_used_leaves_a_result_that_says_so(
     assert "base model: its weights are no numbers" in page
 
 
+@pytest.mark.slow
 def test_a_notice_that_holds_for_every_model_is_printed_once(
     study: str, lingraft: Lingraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

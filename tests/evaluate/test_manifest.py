@@ -498,6 +498,7 @@ evaluate:
 """
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_after_sentence_data_were_installed(
     command: Callable[..., tuple[int, str, str]], tiny_model: Path, tmp_path: Path, data_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ def run(folder: Path, size: int) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_command_on_a_full_disk_says_one_line_and_goes_on_later(tmp_path: Path, tiny_model: Path) -> None:
     content = {
         "name": "tiny",

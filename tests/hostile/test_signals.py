@@ -312,6 +312,7 @@ def test_a_reader_who_went_away_is_no_error() -> None:
         assert done.stderr == "", arguments
 
 
+@pytest.mark.slow
 def test_a_training_is_saved_before_it_stops(tmp_path: Path, tiny_model: Path) -> None:
     study = {
         "name": "mine",

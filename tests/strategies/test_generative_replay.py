@@ -370,6 +370,7 @@ def test_the_embedded_model_answers_prompts_of_its_own_and_of_others(tmp_path: P
     assert "system" not in made.examples[0].answer
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_rows_of_one(chatty: Path, tmp_path: Path) -> None:
     def made(count: int, cache: str, workers: int) -> Any:
         return make_replay(chatty, count, replace(SETTINGS, workers=workers), tmp_path / cache)

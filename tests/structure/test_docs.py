@@ -81,7 +81,17 @@ def test_every_piece_of_a_study_file_is_yaml(example: Example) -> None:
         Study.model_validate(skeleton | content)
 
 
-@pytest.mark.parametrize("example", examples("python"), ids=str)
+TRAIN = ("docs/python.md", "docs/trainer.md")  # their examples take tens of seconds
+
+
+@pytest.mark.parametrize(
+    "example",
+    [
+        pytest.param(one, marks=[pytest.mark.slow] if str(one).startswith(TRAIN) else [])
+        for one in examples("python")
+    ],
+    ids=str,
+)
 def test_a_python_example_in_the_documentation_runs(example: Example, tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", "-c", example.body]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

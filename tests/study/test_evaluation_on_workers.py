@@ -108,7 +108,8 @@ def evaluate(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
 
 
 @pytest.mark.parametrize(
-    ("precision", "workers", "number"), [("float32", 2, signal.SIGKILL), ("bf16", 3, None)]
+    ("precision", "workers", "number"),
+    [("float32", 2, signal.SIGKILL), pytest.param("bf16", 3, None, marks=pytest.mark.slow)],
 )
 def test_predictions_and_losses_do_not_depend_on_the_number_of_processes(
     evaluate: Callable[..., FinishedStage], precision: str, workers: int, number: int | None

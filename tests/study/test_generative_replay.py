@@ -79,6 +79,7 @@ def test_a_study_replays_what_its_record_says_and_goes_on_where_it_was_stopped(
     assert records(tmp_path / "stopped" / "small") == records(tmp_path / "whole" / "small")
 
 
+@pytest.mark.slow
 def test_other_parallels_or_settings_make_another_training_stage(
     talkative_model: Path, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def states(runs: Path) -> dict[str, bool]:
     return found
 
 
+@pytest.mark.slow
 def test_a_state_is_discarded_after_its_last_cell_and_made_again_for_one_that_is_added(
     tmp_path: Path, talkative_model: Path
 ) -> None:

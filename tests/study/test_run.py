@@ -177,6 +177,7 @@ def test_a_finished_study_run_again_repeats_nothing(
     assert {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")} == before
 
 
+@pytest.mark.slow
 def test_where_the_base_alone_is_evaluated_again_it_stands_in_every_matrix(
     finished: tuple[Path, dict[str, Any]], tmp_path: Path, tiny_model: Path
 ) -> None:
@@ -234,6 +235,7 @@ def test_a_study_killed_at_five_random_moments_ends_with_the_same_records(
     assert records(folder) == records(finished[0])
 
 
+@pytest.mark.slow
 def test_a_failed_cell_does_not_stop_the_others(tmp_path: Path, tiny_model: Path) -> None:
     path = study_file(tmp_path, tiny_model)
     content = yaml.safe_load(path.read_text())
@@ -278,6 +280,7 @@ def test_a_study_on_two_processes_has_the_losses_of_one(
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_strategies_that_prepare_and_combine_share_their_stages(tmp_path: Path, tiny_model: Path) -> None:
     path = study_file(tmp_path, tiny_model, measures=["mpd"], seeds=[0])
     content = yaml.safe_load(path.read_text())

@@ -299,6 +299,7 @@ def test_the_middle_phase_is_trained_once_and_its_checkpoint_is_not_kept(
     assert {path: path.stat().st_mtime_ns for path in stages.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_matrices_and_writes_the_page(
     three: tuple[Path, StudyResult, Counted],
 ) -> None:
@@ -314,6 +315,7 @@ def test_the_command_prints_the_matrices_and_writes_the_page(
     assert "Loss of held-out answers: with intervals" in page
 
 
+@pytest.mark.slow
 def test_four_phases_from_a_checkpoint_by_paths(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:
@@ -358,6 +360,7 @@ def test_four_phases_from_a_checkpoint_by_paths(
     assert losses.forward_transfer is None  # there is no base
 
 
+@pytest.mark.slow
 def test_a_failed_base_evaluation_is_a_reason_and_exit_code_one(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:
@@ -391,6 +394,7 @@ class Recorded(Watcher):
         self.told.append(("reused" if reused else "ended", label))
 
 
+@pytest.mark.slow
 def test_a_cell_added_later_makes_the_discarded_middle_phase_again_and_one_stage_at_a_time(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:
@@ -413,6 +417,7 @@ def test_a_cell_added_later_makes_the_discarded_middle_phase_again_and_one_stage
     assert "three:d/freeze_random" not in worked[0][1], "phase two first"
 
 
+@pytest.mark.slow
 def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:
@@ -437,6 +442,7 @@ def test_a_row_that_another_set_holds_out_is_not_trained_on_and_counted(
         assert phase.examples == counts.train == counts.rows - counts.held_out - counts.withheld
 
 
+@pytest.mark.slow
 def test_mixed_sees_each_set_as_often_as_its_own_phase_does(
     tmp_path: Path, tiny_model: Path, tasks: dict[str, Path]
 ) -> None:

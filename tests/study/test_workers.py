@@ -159,6 +159,7 @@ def wait_for(condition: Callable[[], object], seconds: float = LONGEST) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_signal_lets_all_workers_save_and_the_same_command_goes_on(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_signal_lets_all_workers_save_and_the_same_command_goes_on(
     assert len(records(tmp_path / "run")) == 2
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_driver_that_is_killed_and_publish_nothing(
     tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:

@@ -68,10 +68,10 @@ print(json.dumps([base, plan.total, done.peak_bytes, done.steps]))
         pytest.param(
             {"precision": "float32"}, "plain", {"checkpointing": True, "pieces": 2}, marks=pytest.mark.slow
         ),
-        ({"precision": "bf16"}, "plain", {}),
+        pytest.param({"precision": "bf16"}, "plain", {}, marks=pytest.mark.slow),
         ({"precision": "bf16"}, "lora", {}),
         pytest.param({"precision": "bf16_pure"}, "plain", {}, marks=pytest.mark.slow),
-        ({"optimizer": "adamw_8bit"}, "plain", {}),
+        pytest.param({"optimizer": "adamw_8bit"}, "plain", {}, marks=pytest.mark.slow),
     ],
     ids=lambda one: "-".join(map(str, one.values())) if isinstance(one, dict) else one,
 )

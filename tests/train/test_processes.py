@@ -183,7 +183,7 @@ def test_workers_end_when_their_launcher_is_killed(make_task: Make, tmp_path: Pa
 @pytest.mark.parametrize(
     ("number", "sharded"),
     [
-        (signal.SIGINT, False),
+        pytest.param(signal.SIGINT, False, marks=pytest.mark.slow),
         pytest.param(signal.SIGHUP, False, marks=pytest.mark.slow),
         (signal.SIGTERM, True),  # to one worker alone
     ],
@@ -220,6 +220,7 @@ def test_a_signal_is_handed_on_and_all_processes_save_together(
     assert_left_alike(task, model)
 
 
+@pytest.mark.slow
 def test_a_worker_that_begins_after_torchrun_was_killed_ends(make_task: Make, tmp_path: Path) -> None:
     """A signal before any worker has reported kills torchrun; others would wait for it, and the command for them."""
     gone = subprocess.Popen([sys.executable, "-c", ""])
@@ -243,6 +244,7 @@ def test_a_worker_that_begins_after_torchrun_was_killed_ends(make_task: Make, tm
     assert done.returncode == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_torchrun_itself_hears_no_signal(make_task: Make) -> None:
     """Else it would kill, after 30 seconds, workers that a scheduler signals with it while they save."""
 

@@ -173,7 +173,7 @@ def test_where_nothing_is_saved_a_stop_says_so(train: Train) -> None:
     "error",
     [
         OSError(errno.ENOSPC, "No space left on device"),
-        RuntimeError("PytorchStreamWriter failed writing file"),
+        pytest.param(RuntimeError("PytorchStreamWriter failed writing file"), marks=pytest.mark.slow),
     ],
 )
 def test_a_full_disk_on_the_way_loses_neither_the_phase_nor_what_was_saved(
@@ -265,6 +265,7 @@ def test_a_checkpoint_is_written_at_once_where_memory_has_no_room_for_a_copy(
     assert_same_weights(model, straight)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_phase_is_told_and_stays_until_this_one_has_saved(
     train: Train, tmp_path: Path
 ) -> None:
@@ -380,6 +381,7 @@ def test_one_bit_is_a_change(tiny_llama: Any, rows: int, dtype: torch.dtype) -> 
     assert _trained_marks(model) != before
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_saved_costs_no_step(
     tiny_model: Path, examples: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -295,7 +295,9 @@ def _beginning(text: str) -> Any:
             in_string = True
         elif character in "{[":
             open_.append("}" if character == "{" else "]")
-            if len(open_) > sys.getrecursionlimit():  # what no parser reads; each end would take as long as it is deep
+            if (
+                len(open_) > sys.getrecursionlimit()
+            ):  # what no parser reads; each end would take as long as it is deep
                 break
         elif character in "}]":
             if not open_ or open_.pop() != character:

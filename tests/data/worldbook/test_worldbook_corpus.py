@@ -418,6 +418,7 @@ def test_a_language_built_in_a_process_of_its_own_is_the_same(language: str) -> 
     assert result.stdout.strip() == hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
 
+@pytest.mark.slow
 def test_content_does_not_change_once_japanese_is_loaded() -> None:
     trap = (
         "from babel import Locale\n"
