@@ -208,6 +208,7 @@ class Executor:
         for goes_ahead in (False, True):  # whatever it needs, where nothing is at work that would make room
             if goes_ahead and self._at_work:
                 break
+            free_disk = disk_usage(self.store.folder).free
             held: list[Share] = []  # for which memory is kept: others would take it as often as some is free
             for stage in list(waiting.values()):
                 if engine.room == 0:
@@ -222,19 +223,21 @@ class Executor:
                     elif self._can_begin(stage, waiting):
                         share = share_on(engine, stage, self._answering(waiting))
                         is_first = goes_ahead and not self._at_work
-                        if is_first or not self._waits(stage, share, engine, held):
+                        if is_first or not self._waits(stage, share, engine, held, free_disk):
                             self._submit(stage, share, engine, consumers)
                 except Exception as error:  # of what it reads; whatever it is, the other stages go on
                     settled.append(waiting.pop(stage.fingerprint))
                     self._fail(stage, error)
         return settled
 
-    def _waits(self, stage: StageSpec, share: Share, engine: Engine, held: list[Share]) -> bool:
+    def _waits(
+        self, stage: StageSpec, share: Share, engine: Engine, held: list[Share], free_disk: int
+    ) -> bool:
         """Return whether a stage waits for what others use: disk, memory or cards."""
         if self._follower is None:
             return False
         disk = [one.needs.disk_bytes for one in self._at_work.values()]
-        if not fits_beside(stage.needs.disk_bytes, disk, disk_usage(self.store.folder).free):
+        if not fits_beside(stage.needs.disk_bytes, disk, free_disk):
             self._note_wait(stage, "disk")
             return True
         memory = [self._shares[one].memory_bytes for one in self._at_work] + [
