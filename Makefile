@@ -49,13 +49,12 @@ docs: $(INSTALLED)  ## build the documentation into site/
 
 # Of the image: cpu, or cuda for NVIDIA cards.
 TORCH ?= cpu
-IMAGE := docker build --build-arg TORCH=$(TORCH)
 
 image:  ## build the image lingraft:cpu, or with TORCH=cuda lingraft:cuda for NVIDIA cards
-	$(IMAGE) --tag lingraft:$(TORCH) .
+	docker build --build-arg TORCH=$(TORCH) --tag lingraft:$(TORCH) .
 
-image-test:  ## run `make test` in the image
-	$(IMAGE) --target test .
+image-test: image  ## run `make test` in the image
+	docker build --build-arg IMAGE=lingraft:$(TORCH) --file tests/Dockerfile .
 
 # Newest versions that pyproject.toml allows, in a clean environment; torch stays where it is pinned.
 lock:  ## renew requirements.lock
