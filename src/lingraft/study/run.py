@@ -117,7 +117,7 @@ def run_study(
     if ray is None:  # else the cards are the cluster's
         processes.check()
     else:
-        from lingraft.study.ray_engine import check_answers
+        from lingraft.study.ray_cluster import check_answers
 
         check_answers(ray)
     if workers is not None:
