@@ -30,7 +30,7 @@ from lingraft.train.processes import PROGRESS, Processes, train_on
 from lingraft.train.run import PhaseTask
 from lingraft.train.watching import Progress
 
-TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, precision="float32")
+TRAINING = Training(learning_rate=1e-3, epochs=2, tokens_per_batch=96, accumulation=2, precision="float32")
 TOLERANCE = 1e-5
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
