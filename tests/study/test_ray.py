@@ -152,7 +152,7 @@ def test_nodes_that_would_make_other_stages_are_refused(
         ):
             engine.check_shares([(stage, Share(8, 8, None))])
         with monkeypatch.context() as patched:
-            patched.setattr(ray_engine, "_versions", lambda: {"torch": "1.0"})
+            patched.setattr(ray_engine, "versions", lambda: {"torch": "1.0"})
             with pytest.raises(ConfigError, match=r"node .*: has torch .*, and this machine 1\.0"):
                 engine.check_nodes([], asks_precision=False)
         own = compute_for("auto").precision

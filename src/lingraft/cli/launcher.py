@@ -61,14 +61,16 @@ def begin(arguments: Sequence[str], around: ExitStack, *, asks_for_help: bool) -
             f"`lingraft {command}` trains nothing, and a launcher started it {started.processes} times: start it once, "
             "without torchrun."
         )
+    from lingraft.stage import versions
     from lingraft.train import outer_nodes
 
+    alike = {"command": f"`lingraft {' '.join(arguments)}`", **versions()}
     if started.rank:
-        return outer_nodes.wait_for_first(started)
+        return outer_nodes.wait_for_first(started, alike)
     from lingraft.train.nodes import joined
 
     global _outer
-    _outer = outer_nodes.OuterNodes(started)
+    _outer = outer_nodes.OuterNodes(started, alike)
     around.enter_context(joined(_outer))
     return None
 

@@ -21,7 +21,6 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,7 @@ from lingraft import stopping
 from lingraft.config.ray_address import RAY_LOCAL, check_ray
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.compute import compute_for
-from lingraft.stage import MODEL_LIBRARIES, StageSpec
+from lingraft.stage import StageSpec, versions
 from lingraft.study.engines import LostError, Settled, say_saved
 from lingraft.study.ray_cluster import connected, session_logs, starts_nodes
 from lingraft.study.schedule import Node, Share
@@ -243,13 +242,8 @@ class _NodeReport:
     precision: str
 
 
-def _versions() -> dict[str, str]:
-    return {"Python": platform.python_version(), **{name: version(name) for name in MODEL_LIBRARIES}}
-
-
 def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _NodeReport:
     """Describe the node, in a task that has no card of its own."""
-    versions = _versions()
     precision = ""
     if (own := platform.node()) and place.sign.exists() and place.folder.is_dir():
         place.enter()
@@ -261,7 +255,7 @@ def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _Node
             )
             precision = asked.stdout.strip().rpartition("\n")[2]
     unseen = tuple(one for one in (place.sign, place.folder, *paths) if not one.exists())
-    return _NodeReport(own, versions, unseen, precision)
+    return _NodeReport(own, versions(), unseen, precision)
 
 
 @dataclass
@@ -462,7 +456,7 @@ class RayEngine:
                 )
 
     def _check_report(self, report: _NodeReport, precision: str) -> None:
-        for name, own in _versions().items():
+        for name, own in versions().items():
             if (theirs := report.versions[name]) != own:
                 raise ConfigError(
                     f"node {report.host}: has {name} {theirs}, and this machine {own}, so that stages would be others "
