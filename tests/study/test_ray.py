@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,32 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once(tmp_path: Path) 
         run_study(study, runs=tmp_path / "runs", ray=f"127.0.0.1:{free}")
     assert time.monotonic() - began < 30
     assert not list(tmp_path.rglob("nodes-*"))
+
+
+@pytest.mark.parametrize("named", ["", "head", "ray://head:10001", "http://head:8265", "local"])
+def test_no_cluster_to_be_found_is_refused_with_what_to_type(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private import services
+
+    from lingraft.study.ray_cluster import check_answers
+
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(ConfigError, match=f"no node of a cluster, .*{named or 'not set'}.*HOST:PORT"):
+        check_answers("auto")
+
+
+def test_what_is_no_cluster_is_refused_at_once() -> None:
+    """Ray would ask it for a quarter of an hour."""
+    from lingraft.study.ray_cluster import check_answers
+
+    with ThreadingHTTPServer(("", 0), SimpleHTTPRequestHandler) as dashboard:
+        threading.Thread(target=dashboard.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match=r"something else.*not that of its dashboard"):
+            check_answers(f"127.0.0.1:{dashboard.server_port}")
+        dashboard.shutdown()
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import psutil
@@ -22,6 +23,8 @@ from lingraft.config.ray_address import RAY_LOCAL
 from lingraft.errors import ConfigError, in_one_line
 
 _SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
+_SETTINGS = b"\x04"  # a kind of frame of HTTP/2
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _SETTINGS + bytes(5)  # how a client begins
 # Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
 _REAPER = """
 import os, signal, sys
@@ -125,21 +128,39 @@ def _found(address: str) -> str:
     """
     from ray._private.services import canonicalize_bootstrap_address
 
-    where: str | None = canonicalize_bootstrap_address(address)
+    where: str | None = None
+    with suppress(ConnectionError, ValueError):  # none is found; RAY_ADDRESS is of another kind
+        where = canonicalize_bootstrap_address(address)
     if where is None:
+        named = os.environ.get("RAY_ADDRESS")
+        why = f"and RAY_ADDRESS is {named}, which is no HOST:PORT" if named else "and RAY_ADDRESS is not set"
         raise ConfigError(
-            f"--ray {address}: this machine is no node of a cluster, and RAY_ADDRESS is not set. Start one by `ray "
-            "start --head`, give its HOST:PORT, or take `--ray local` for this machine alone."
+            f"--ray {address}: this machine is no node of a cluster, {why}. Start one by `ray start --head`, give its "
+            "HOST:PORT, or take `--ray local` for this machine alone."
         )
     host, _, port = where.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
+        with socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER) as connection:
+            why = "" if _speaks_grpc(connection) else "what listens there is something else"
     except (OSError, OverflowError) as error:
+        why = in_one_line(error)
+    if why:
         raise ConfigError(
-            f"--ray {address}: no cluster answers at {where} ({in_one_line(error)}). `ray start --head` prints the "
-            "address of a new one; `--ray local` needs none."
-        ) from None
+            f"--ray {address}: no cluster answers at {where} ({why}). `ray start --head` prints the address of a new "
+            "one, which is not that of its dashboard; `--ray local` needs none."
+        )
     return where
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Return whether a server may be Ray's: by HTTP/2, it answers the first bytes by its settings.
+
+    Ray itself would ask any other one for a quarter of an hour.
+    """
+    if os.environ.get("RAY_USE_TLS", "0") not in ("", "0"):
+        return True  # nothing is known before certificates are shown
+    connection.sendall(_HTTP2)
+    return connection.recv(9)[3:4] == _SETTINGS
 
 
 @contextmanager
