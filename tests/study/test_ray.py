@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -289,6 +290,24 @@ def test_what_waits_for_a_node_says_so_once_and_never_falls_back_on_processors(
     assert len(notes) == 1
     assert "train x needs 8 cards, 8 processor cores, and no node has that" in notes[0]
     assert "it waits for such a node" in notes[0]
+
+
+def test_what_ray_ends_for_want_of_memory_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from lingraft.study import ray_engine
+
+    def out_of_memory(_: object) -> None:
+        raise ray.exceptions.OutOfMemoryError("Memory on the node ...\nRefer to https://docs.ray.io/...")
+
+    monkeypatch.setattr(ray, "get", out_of_memory)
+    monkeypatch.setattr(ray_engine, "session_logs", lambda: "/tmp/ray/logs")
+    stage: Any = type("Named", (), {"name": "train x"})()
+    settled = ray_engine.RayEngine(tmp_path, "local")._settled("task", stage)
+    assert settled.may_pass
+    assert re.search(r"memory was nearly full, .* --num-cpus.* /tmp/ray/logs$", str(settled.error))
 
 
 def processes_with(variable: str) -> dict[int, str]:

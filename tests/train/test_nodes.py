@@ -168,8 +168,8 @@ def test_a_single_process_of_torchrun_is_a_command_as_any(launcher: dict[str, st
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "run", "srun started lingraft 2 times"),
         (
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
-            "run",
-            "mpirun started lingraft 2 times",
+            "adapt",
+            "-m lingraft adapt ...`.",
         ),
         (
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},

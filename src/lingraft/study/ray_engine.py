@@ -541,6 +541,12 @@ class RayEngine:
             cause: Any = error.cause
             known = cause if isinstance(cause, LingraftError) else LingraftError(_reason(error))
             return Settled(stage, known, may_pass=may_pass(cause))
+        except ray.exceptions.OutOfMemoryError:
+            why = (
+                "its node's memory was nearly full, so Ray ended the process that made it; add memory, or let a node "
+                f"make fewer stages at a time (`ray start --num-cpus`); see {session_logs()}"
+            )
+            return Settled(stage, LostError(why), may_pass=True)
         except ray.exceptions.RayError as error:  # its process or node died, or somebody cancelled it
             why = f"the process or the node that made it is gone ({_reason(error)}); see {session_logs()}"
             return Settled(stage, LostError(why), may_pass=True)
