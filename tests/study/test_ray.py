@@ -310,6 +310,16 @@ def test_what_ray_ends_for_want_of_memory_is_said_in_a_sentence(
     assert re.search(r"memory was nearly full, .* --num-cpus.* /tmp/ray/logs$", str(settled.error))
 
 
+def test_of_what_ray_says_whole_sentences_are_shown() -> None:
+    from lingraft.study.ray_engine import _reason
+
+    assert _reason(ValueError("Traceback\n  File x\nValueError: wrong")) == "ValueError: wrong"
+    assert _reason(ValueError()) == "ValueError"
+    assert _reason(ValueError(f"The node is dead. It {'x' * 200}. To see why, use {'y' * 200}.")).endswith(
+        "xx"
+    )
+
+
 def processes_with(variable: str) -> dict[int, str]:
     """Return the commands of the processes that inherited a variable."""
     found = {}

@@ -39,6 +39,7 @@ from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
 _SECONDS_FOR_NODES = 300.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
+_MOST_CHARACTERS = 300  # of what Ray says of an error
 _SECONDS_UNTIL_NOTED = 30.0  # that a stage waits for a node
 # What a task's libraries read of the driver's environment: caches, threads, what may be downloaded.
 _ENVIRONMENT = re.compile(
@@ -626,9 +627,11 @@ def _node_text(node: Node) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the last line of what Ray says of an error, whose lines before are a stack."""
+    """Return the last line of what Ray says of an error, after the lines of a stack: of a long one its sentences."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    said = lines[-1] if lines else type(error).__name__
+    short = said[:_MOST_CHARACTERS]
+    return said if short == said else short.rpartition(". ")[0] or short
 
 
 def _paths_in(stages: Sequence[StageSpec]) -> list[Path]:
