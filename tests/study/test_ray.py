@@ -218,6 +218,22 @@ def test_a_study_outlives_one_of_two_nodes(
     assert records(tmp_path) == expected
 
 
+@pytest.mark.slow
+def test_trainings_on_two_nodes_at_once_follow_one_process(
+    cluster: Any, serial: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = serial
+    done = run(path, tmp_path, "--ray", cluster.address, "--nodes", "2", "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes on 2 nodes train") == 1, done.stderr
+    found = records(tmp_path)
+    assert found.keys() == expected.keys()
+    for name in (one for one in expected if one.startswith("train-")):
+        own, other = (json.loads(one[name])["result"]["losses"] for one in (found, expected))
+        assert [step for step, _ in own] == [step for step, _ in other]
+        assert [loss for _, loss in own] == pytest.approx([loss for _, loss in other], abs=1e-5)
+
+
 @contextmanager
 def begun(path: Path, runs: Path) -> Iterator[subprocess.Popen[str]]:
     """Start a study on a local cluster, and yield when a training of it is at work; its processes are marked."""
