@@ -615,7 +615,8 @@ def _fits(share: Share, node: Node) -> bool:
 
 
 def _share_text(share: Share) -> str:
-    parts = [f"{share.cards} cards"] * bool(share.cards) + [f"{share.cpus} processor cores"]
+    cores = f"{share.cpus} processor core{'s' * (share.cpus > 1)}"
+    parts = [f"{share.cards} card{'s' * (share.cards > 1)}"] * bool(share.cards) + [cores]
     return ", ".join(parts) + (
         "" if share.memory_bytes is None else f", {share.memory_bytes / 1e9:.1f} GB of memory"
     )
