@@ -25,6 +25,7 @@ if [[ -z ${SLURM_JOB_ID:-} || $# -eq 0 ]]; then
 fi
 # shellcheck disable=SC1091
 source "${LINGRAFT_VENV:-.venv}/bin/activate"
+export TORCH_CPP_LOG_LEVEL=ERROR # else torchrun warns, with a stack, of agents that end one after the other
 
 # Every process of the step gets the signal: lingraft and its workers finish the step of training, save it together and end.
 stopped="" interrupted="" step=""

@@ -438,6 +438,11 @@ def libraries(names: Sequence[str]) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
+def versions() -> dict[str, str]:
+    """Return the versions that all machines of a study have to share: of Python and of the libraries of models."""
+    return {"Python": platform.python_version(), **libraries(MODEL_LIBRARIES)}
+
+
 def machine(compute: Compute | None = None) -> dict[str, Json]:
     """Return what a stage ran on; `compute` is None where it computes on the processor in types of its own."""
     import torch

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -124,6 +127,32 @@ def test_an_address_where_no_cluster_answers_is_refused_at_once(tmp_path: Path) 
     assert not list(tmp_path.rglob("nodes-*"))
 
 
+@pytest.mark.parametrize("named", ["", "head", "ray://head:10001", "http://head:8265", "local"])
+def test_no_cluster_to_be_found_is_refused_with_what_to_type(
+    named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private import services
+
+    from lingraft.study.ray_cluster import check_answers
+
+    monkeypatch.setenv("RAY_ADDRESS", named)
+    monkeypatch.setattr(services, "find_gcs_addresses", set)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    with pytest.raises(ConfigError, match=f"no node of a cluster, .*{named or 'not set'}.*HOST:PORT"):
+        check_answers("auto")
+
+
+def test_what_is_no_cluster_is_refused_at_once() -> None:
+    """Ray would ask it for a quarter of an hour."""
+    from lingraft.study.ray_cluster import check_answers
+
+    with ThreadingHTTPServer(("", 0), SimpleHTTPRequestHandler) as dashboard:
+        threading.Thread(target=dashboard.serve_forever, daemon=True).start()
+        with pytest.raises(ConfigError, match=r"something else.*not that of its dashboard"):
+            check_answers(f"127.0.0.1:{dashboard.server_port}")
+        dashboard.shutdown()
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
     """A cluster of two nodes with one core each, on this machine."""
@@ -152,7 +181,7 @@ def test_nodes_that_would_make_other_stages_are_refused(
         ):
             engine.check_shares([(stage, Share(8, 8, None))])
         with monkeypatch.context() as patched:
-            patched.setattr(ray_engine, "_versions", lambda: {"torch": "1.0"})
+            patched.setattr(ray_engine, "versions", lambda: {"torch": "1.0"})
             with pytest.raises(ConfigError, match=r"node .*: has torch .*, and this machine 1\.0"):
                 engine.check_nodes([], asks_precision=False)
         own = compute_for("auto").precision
@@ -187,6 +216,22 @@ def test_a_study_outlives_one_of_two_nodes(
     assert running.returncode == 0, err
     assert json.loads(out)["cells"][0]["status"] == "done"
     assert records(tmp_path) == expected
+
+
+@pytest.mark.slow
+def test_trainings_on_two_nodes_at_once_follow_one_process(
+    cluster: Any, serial: tuple[Path, dict[str, bytes]], tmp_path: Path
+) -> None:
+    path, expected = serial
+    done = run(path, tmp_path, "--ray", cluster.address, "--nodes", "2", "--processes", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("2 processes on 2 nodes train") == 1, done.stderr
+    found = records(tmp_path)
+    assert found.keys() == expected.keys()
+    for name in (one for one in expected if one.startswith("train-")):
+        own, other = (json.loads(one[name])["result"]["losses"] for one in (found, expected))
+        assert [step for step, _ in own] == [step for step, _ in other]
+        assert [loss for _, loss in own] == pytest.approx([loss for _, loss in other], abs=1e-5)
 
 
 @contextmanager
@@ -261,6 +306,34 @@ def test_what_waits_for_a_node_says_so_once_and_never_falls_back_on_processors(
     assert len(notes) == 1
     assert "train x needs 8 cards, 8 processor cores, and no node has that" in notes[0]
     assert "it waits for such a node" in notes[0]
+
+
+def test_what_ray_ends_for_want_of_memory_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    from lingraft.study import ray_engine
+
+    def out_of_memory(_: object) -> None:
+        raise ray.exceptions.OutOfMemoryError("Memory on the node ...\nRefer to https://docs.ray.io/...")
+
+    monkeypatch.setattr(ray, "get", out_of_memory)
+    monkeypatch.setattr(ray_engine, "session_logs", lambda: "/tmp/ray/logs")
+    stage: Any = type("Named", (), {"name": "train x"})()
+    settled = ray_engine.RayEngine(tmp_path, "local")._settled("task", stage)
+    assert settled.may_pass
+    assert re.search(r"memory was nearly full, .* --num-cpus.* /tmp/ray/logs$", str(settled.error))
+
+
+def test_of_what_ray_says_whole_sentences_are_shown() -> None:
+    from lingraft.study.ray_engine import _reason
+
+    assert _reason(ValueError("Traceback\n  File x\nValueError: wrong")) == "ValueError: wrong"
+    assert _reason(ValueError()) == "ValueError"
+    assert _reason(ValueError(f"The node is dead. It {'x' * 200}. To see why, use {'y' * 200}.")).endswith(
+        "xx"
+    )
 
 
 def processes_with(variable: str) -> dict[int, str]:

@@ -24,13 +24,13 @@ from lingraft.config.schema import StrategyChoice, Training
 from lingraft.data.encoded import EncodedExample, write_table
 from lingraft.errors import ConfigError, NodeLostError
 from lingraft.models.loading import load_model
-from lingraft.train import nodes
+from lingraft.train import nodes, outer_nodes
 from lingraft.train.nodes import NodeAgent, NodeTask, joined
 from lingraft.train.processes import PROGRESS, Processes, train_on
 from lingraft.train.run import PhaseTask
 from lingraft.train.watching import Progress
 
-TRAINING = Training(learning_rate=1e-2, epochs=2, tokens_per_batch=96, accumulation=2, precision="float32")
+TRAINING = Training(learning_rate=1e-3, epochs=2, tokens_per_batch=96, accumulation=2, precision="float32")
 TOLERANCE = 1e-5
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 
@@ -168,8 +168,8 @@ def test_a_single_process_of_torchrun_is_a_command_as_any(launcher: dict[str, st
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "run", "srun started lingraft 2 times"),
         (
             {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1"},
-            "run",
-            "mpirun started lingraft 2 times",
+            "adapt",
+            "-m lingraft adapt ...`.",
         ),
         (
             {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
@@ -195,6 +195,23 @@ def test_copies_that_make_no_sense_are_refused_by_the_first_alone(
         assert done.returncode == (2 if is_first else 0)
         assert done.stdout == ""
         assert (message in done.stderr) if is_first else (done.stderr == "")
+
+
+def test_a_node_with_another_command_is_refused() -> None:
+    port = nodes.free_endpoint("127.0.0.1").rpartition(":")[2]
+    variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    first = outer_nodes.OuterNodes(
+        launched.Launched(0, 2, 0, 0, 2, variables), {"command": "`lingraft run a.yaml`"}
+    )
+    second = launched.Launched(1, 2, 0, 1, 2, variables)
+    other = outer_nodes._Node(second, outer_nodes._store_of(second), {"command": "`lingraft run b.yaml`"})
+    with pytest.raises(
+        ConfigError,
+        match=r"node 2 of 2 .*: its command is `lingraft run b\.yaml`, .* first node `lingraft run a",
+    ):
+        first.address()
+    other.end()
+    first.leave(0)
 
 
 def test_an_address_of_this_machine_has_its_interface() -> None:

@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 _TRAIN = ("run", "adapt", "rescue")
 _MPI = (("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"), ("PMI_SIZE", "PMI_RANK"))
-_OF_A_STUDY = (
-    "Start it once: `srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc-per-node=GPUS "
-    "--rdzv-backend=c10d --rdzv-endpoint=FIRST_NODE:29500 --rdzv-id=$SLURM_JOB_ID -m lingraft run STUDY`, or in one "
-    "task with --ray."
+_ONCE_A_NODE = (
+    "by torchrun: `torchrun --nnodes=NODES --nproc-per-node=GPUS --rdzv-backend=c10d "
+    "--rdzv-endpoint=FIRST_NODE:29500 --rdzv-id=ID -m lingraft"
 )
 
 _outer: OuterNodes | None = None
@@ -49,10 +48,11 @@ def begin(arguments: Sequence[str], around: ExitStack, *, asks_for_help: bool) -
     if started is None:
         rank, problem = _copies(os.environ)
         if rank == 0 and problem is not None and not asks_for_help:
-            once = (
-                _OF_A_STUDY if trains else f"Start `lingraft {command}` once, such as by `srun --ntasks=1`."
-            )
-            raise ConfigError(f"{problem} {once}")
+            once = f"Start `lingraft {command}` once"
+            if trains:
+                ray = ", or once in all with --ray" * (command == "run")
+                once = f"{once} a node, {_ONCE_A_NODE} {command} ...`{ray}"
+            raise ConfigError(f"{problem} {once}.")
         return EXIT_DONE if rank else None
     if asks_for_help or (started.rank and not trains):
         return EXIT_DONE if started.rank else None
@@ -61,14 +61,16 @@ def begin(arguments: Sequence[str], around: ExitStack, *, asks_for_help: bool) -
             f"`lingraft {command}` trains nothing, and a launcher started it {started.processes} times: start it once, "
             "without torchrun."
         )
+    from lingraft.stage import versions
     from lingraft.train import outer_nodes
 
+    alike = {"command": f"`lingraft {' '.join(arguments)}`", **versions()}
     if started.rank:
-        return outer_nodes.wait_for_first(started)
+        return outer_nodes.wait_for_first(started, alike)
     from lingraft.train.nodes import joined
 
     global _outer
-    _outer = outer_nodes.OuterNodes(started)
+    _outer = outer_nodes.OuterNodes(started, alike)
     around.enter_context(joined(_outer))
     return None
 

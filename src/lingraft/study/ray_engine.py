@@ -1,60 +1,46 @@
-"""Stages as tasks of Ray: on a cluster that is started here and ends with the command, or on one that is there.
+"""Stages as tasks of Ray, on the cluster that `ray_cluster` connects to.
 
 Ray places the tasks, says which of them lost their process or node, and waits for nodes that an autoscaler starts. All
 that tasks share lies in the run folder, so nothing but a small outcome comes back, and a lost one loses nothing.
-`ray` is imported inside of functions: no other module knows it.
+`ray` is imported inside of functions: beside this module only `ray_cluster` knows it.
 """
 
 from __future__ import annotations
 
 import io
-import logging
 import os
 import pickle
 import platform
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import psutil
-
 from lingraft import stopping
 from lingraft.config.ray_address import RAY_LOCAL, check_ray
-from lingraft.errors import ConfigError, LingraftError, in_one_line
+from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.compute import compute_for
-from lingraft.stage import MODEL_LIBRARIES, StageSpec
+from lingraft.stage import StageSpec, versions
 from lingraft.study.engines import LostError, Settled, say_saved
+from lingraft.study.ray_cluster import connected, session_logs, starts_nodes
 from lingraft.study.schedule import Node, Share
 from lingraft.study.stage_worker import Assignment, Outcome, make_stage, may_pass
 from lingraft.study.stages.train import Train
 from lingraft.train.nodes import NodeAgent, NodeTask, joined
 
-_SECONDS_TO_ANSWER = 5.0  # that a cluster has, before it is none
 _SECONDS_FOR_NODES = 300.0  # that all nodes have to be looked at; each loads torch
 _SECONDS_BETWEEN_LOOKS = 0.2
+_MOST_CHARACTERS = 300  # of what Ray says of an error
 _SECONDS_UNTIL_NOTED = 30.0  # that a stage waits for a node
-# Ends what outlives a driver that was killed: Ray's own agents end by a SIGTERM, which they do not hear here.
-_REAPER = """
-import os, signal, sys
-for process in [int(one) for one in sys.argv[1:] if not sys.stdin.read()]:
-    try:
-        os.kill(process, signal.SIGKILL)
-    except OSError:
-        pass
-"""
-_OBJECT_STORE_BYTES = 128 << 20  # of a local cluster: what is sent is small, and memory is the stages'
 # What a task's libraries read of the driver's environment: caches, threads, what may be downloaded.
 _ENVIRONMENT = re.compile(
     "(HF|HUGGINGFACE|TRANSFORMERS|TOKENIZERS|LINGRAFT|OMP|MKL|GOMP|PYTORCH|NCCL|CUBLAS|XDG|OPENAI)_.*"
@@ -257,13 +243,8 @@ class _NodeReport:
     precision: str
 
 
-def _versions() -> dict[str, str]:
-    return {"Python": platform.python_version(), **{name: version(name) for name in MODEL_LIBRARIES}}
-
-
 def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _NodeReport:
     """Describe the node, in a task that has no card of its own."""
-    versions = _versions()
     precision = ""
     if (own := platform.node()) and place.sign.exists() and place.folder.is_dir():
         place.enter()
@@ -275,7 +256,7 @@ def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _Node
             )
             precision = asked.stdout.strip().rpartition("\n")[2]
     unseen = tuple(one for one in (place.sign, place.folder, *paths) if not one.exists())
-    return _NodeReport(own, versions, unseen, precision)
+    return _NodeReport(own, versions(), unseen, precision)
 
 
 @dataclass
@@ -325,7 +306,7 @@ class RayEngine:
         import torch
 
         with ExitStack() as around:
-            around.enter_context(_connected(self.address))
+            around.enter_context(connected(self.address))
             self._sign.parent.mkdir(parents=True, exist_ok=True)
             self._sign.write_text(platform.node(), encoding="utf-8")
             around.callback(self._sign.unlink, missing_ok=True)
@@ -397,7 +378,7 @@ class RayEngine:
         """
         for stage, share in shares:
             text = self._missing(stage, share)
-            if text is not None and _starts_nodes():
+            if text is not None and starts_nodes():
                 self.noted(f"{text}: it waits until the cluster starts such a node.")
                 return
             if text is not None:
@@ -478,7 +459,7 @@ class RayEngine:
                 )
 
     def _check_report(self, report: _NodeReport, precision: str) -> None:
-        for name, own in _versions().items():
+        for name, own in versions().items():
             if (theirs := report.versions[name]) != own:
                 raise ConfigError(
                     f"node {report.host}: has {name} {theirs}, and this machine {own}, so that stages would be others "
@@ -563,8 +544,14 @@ class RayEngine:
             cause: Any = error.cause
             known = cause if isinstance(cause, LingraftError) else LingraftError(_reason(error))
             return Settled(stage, known, may_pass=may_pass(cause))
+        except ray.exceptions.OutOfMemoryError:
+            why = (
+                "its node's memory was nearly full, so Ray ended the process that made it; add memory, or let a node "
+                f"make fewer stages at a time (`ray start --num-cpus`); see {session_logs()}"
+            )
+            return Settled(stage, LostError(why), may_pass=True)
         except ray.exceptions.RayError as error:  # its process or node died, or somebody cancelled it
-            why = f"the process or the node that made it is gone ({_reason(error)}); see {_session_logs()}"
+            why = f"the process or the node that made it is gone ({_reason(error)}); see {session_logs()}"
             return Settled(stage, LostError(why), may_pass=True)
         if outcome.stopped is not None:
             return Settled(stage, LostError("it was cancelled"), outcome.where, may_pass=True)
@@ -585,147 +572,6 @@ class RayEngine:
                 said.append((one.stage, ray.get(task).saved))
             self._taken(task)
         say_saved(said)
-
-
-@contextmanager
-def _connected(address: str) -> Iterator[None]:
-    """Be connected to a cluster, inside; one that was started here ends then.
-
-    Raises:
-        ConfigError: There is none at the address, or this machine is no node of it.
-    """
-    import ray
-
-    if ray.is_initialized():  # by a script that calls lingraft: its cluster, and it ends it
-        yield
-        return
-    target = address if address == RAY_LOCAL else _found(address)
-    before = set(psutil.Process().children())
-    options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address == RAY_LOCAL:
-        options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    with _silent():
-        try:
-            with _signals_kept():
-                ray.init(target, **options)
-        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-            ray.shutdown()
-            if address == RAY_LOCAL:
-                raise ConfigError(
-                    f"--ray {address}: Ray cannot be started on this machine ({in_one_line(error)}); take --workers."
-                ) from None
-            raise ConfigError(
-                f"--ray {address}: this machine cannot use the cluster at {target} ({in_one_line(error)}). It has to "
-                f"be a node of it, with the same versions of Ray and Python: ray start --address={target}"
-            ) from None
-        try:
-            with _reaped(before) if address == RAY_LOCAL else nullcontext():
-                yield
-        finally:
-            ray.shutdown()
-
-
-@contextmanager
-def _reaped(others: Collection[psutil.Process]) -> Iterator[None]:
-    """Let no process that this one has started, but `others`, outlive it, however it ends inside."""
-    started = [one for one in psutil.Process().children() if one not in others]
-    processes = [str(one.pid) for each in started for one in (each, *each.children(recursive=True))]
-    with subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _REAPER, *processes],
-        stdin=subprocess.PIPE,  # whose end it reads when this process is gone
-        start_new_session=True,
-    ) as reaper:
-        try:
-            yield
-        finally:
-            reaper.kill()
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep the handlers that Ray replaces; what it starts inside hears no SIGTERM and SIGHUP.
-
-    Schedulers send these to all processes, and Ray's own must not end before the stages have saved.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    handlers = {one: signal.getsignal(one) for one in stopping.SIGNALS} if is_main else {}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
-    try:
-        yield
-    finally:
-        for one, handler in handlers.items():
-            signal.signal(one, handler)
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that came meanwhile is heard now
-
-
-def check_answers(address: str) -> None:
-    """Refuse an address where no cluster answers; asked before data are read, which may take minutes.
-
-    Raises:
-        ConfigError: None does.
-    """
-    import ray
-
-    if address != RAY_LOCAL and not ray.is_initialized():
-        _found(address)
-
-
-def _found(address: str) -> str:
-    """Return the HOST:PORT of a cluster that answers.
-
-    Raises:
-        ConfigError: None does.
-    """
-    from ray._private.services import canonicalize_bootstrap_address
-
-    where: str | None = canonicalize_bootstrap_address(address)
-    if where is None:
-        raise ConfigError(
-            f"--ray {address}: this machine is no node of a cluster, and RAY_ADDRESS is not set. Start one by `ray "
-            "start --head`, give its HOST:PORT, or take `--ray local` for this machine alone."
-        )
-    host, _, port = where.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _SECONDS_TO_ANSWER).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"--ray {address}: no cluster answers at {where} ({in_one_line(error)}). `ray start --head` prints the "
-            "address of a new one; `--ray local` needs none."
-        ) from None
-    return where
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Keep from the terminal what Ray logs and prints; its own files have all of it."""
-    import ray._private.worker as printing
-
-    logger = logging.getLogger("ray")
-    before = logger.level, logger.propagate, getattr(printing, "print_to_stdstream", None)
-    logger.setLevel(logging.CRITICAL)
-    logger.propagate = False
-    printing.print_to_stdstream = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        logger.setLevel(before[0])
-        logger.propagate = before[1]
-        printing.print_to_stdstream = before[2]
-
-
-def _session_logs() -> str:
-    """Return the folder of Ray's own logs on the driver's node."""
-    import ray
-
-    node = ray._private.worker._global_node
-    return f"{node.get_session_dir_path()}/logs"
-
-
-def _starts_nodes() -> bool:
-    """Return whether the cluster has an autoscaler that may start nodes of other kinds."""
-    from ray._private.state import state
-
-    return bool(state.get_max_resources_from_cluster_config())
 
 
 def _nodes_of(stage: StageSpec) -> int:
@@ -771,7 +617,8 @@ def _fits(share: Share, node: Node) -> bool:
 
 
 def _share_text(share: Share) -> str:
-    parts = [f"{share.cards} cards"] * bool(share.cards) + [f"{share.cpus} processor cores"]
+    cores = f"{share.cpus} processor core{'s' * (share.cpus > 1)}"
+    parts = [f"{share.cards} card{'s' * (share.cards > 1)}"] * bool(share.cards) + [cores]
     return ", ".join(parts) + (
         "" if share.memory_bytes is None else f", {share.memory_bytes / 1e9:.1f} GB of memory"
     )
@@ -783,9 +630,11 @@ def _node_text(node: Node) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Return the last line of what Ray says of an error, whose lines before are a stack."""
+    """Return the last line of what Ray says of an error, after the lines of a stack: of a long one its sentences."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:300] if lines else type(error).__name__
+    said = lines[-1] if lines else type(error).__name__
+    short = said[:_MOST_CHARACTERS]
+    return said if short == said else short.rpartition(". ")[0] or short
 
 
 def _paths_in(stages: Sequence[StageSpec]) -> list[Path]:

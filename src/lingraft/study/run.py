@@ -281,7 +281,7 @@ def _checked_processes(processes: Processes, workers: int | None, ray: str | Non
         check_workers(workers, processes.count)
         return replace(processes, answering=max(1, cards_of_a_worker(workers)))
     if ray is not None:  # the cards are the cluster's
-        from lingraft.study.ray_engine import check_answers
+        from lingraft.study.ray_cluster import check_answers
 
         check_answers(ray)
         return replace(processes, answering=1)

@@ -4,6 +4,7 @@ They talk by the store of that torchrun. The first local process of every other 
 A node is lost when its counter stands still: no clock is compared with another.
 
     alive/NODE, address/NODE, host/NODE     a node's counter; where it is
+    alike/NODE                              its command and versions, which are to be the first node's
     start, end                              the task of a training; the attempt that is over
     problem/NODE                            ATTEMPT and why its part could not run
     stop                                    the number of a signal that a node got
@@ -18,6 +19,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 
@@ -28,7 +30,7 @@ from torch._C._distributed_c10d import (
 )  # `torch.distributed` does not export them
 
 from lingraft import stopping
-from lingraft.errors import EXIT_ANSWER_IS_NO, LingraftError, NodeLostError
+from lingraft.errors import EXIT_ANSWER_IS_NO, ConfigError, LingraftError, NodeLostError
 from lingraft.launched import Launched
 from lingraft.records import canonical_json, from_json, to_json
 from lingraft.train.nodes import NodeAgent, NodeTask, address_towards
@@ -91,6 +93,7 @@ class OuterNodes:
 
     Args:
         started: What the launcher said to this process.
+        alike: What all nodes must have alike, by name: the command, versions of libraries.
 
     Raises:
         NodeLostError: The launcher's store cannot be reached.
@@ -98,8 +101,8 @@ class OuterNodes:
 
     patience = _SECONDS_BETWEEN_LOOKS * (_LOOKS_UNTIL_LOST + 10)
 
-    def __init__(self, started: Launched) -> None:
-        self._started = started
+    def __init__(self, started: Launched, alike: Mapping[str, str]) -> None:
+        self._started, self._alike = started, alike
         self._store = _store_of(started)
         self._lost: str | None = None
         self._attempt = ""
@@ -139,6 +142,7 @@ class OuterNodes:
 
         Raises:
             NodeLostError: A node is not there.
+            ConfigError: A node was started with another command, or has other versions.
         """
         while True:
             found = [_said(self._store, f"address/{node}") for node in range(1, self._started.nodes)]
@@ -148,12 +152,23 @@ class OuterNodes:
             if len(there) == len(found):
                 break
             time.sleep(_SECONDS_BETWEEN_LOOKS)
+        self._check_alike()
         # A host's own name often leads to its loopback; an address of another node does not.
         for host in (self._started.variables["MASTER_ADDR"], *there):
             own = address_towards(host)
             if not _is_loopback(own):
                 return own
         return own
+
+    def _check_alike(self) -> None:
+        for node in range(1, self._started.nodes):
+            theirs = json.loads(_said(self._store, f"alike/{node}") or "{}")
+            for name, own in self._alike.items():
+                if theirs.get(name) != own:
+                    raise ConfigError(
+                        f"{self._name(node)}: its {name} is {theirs.get(name, 'not known')}, and on the first node "
+                        f"{own}; start all nodes with the same command and the same versions."
+                    )
 
     def start(self, task: NodeTask) -> None:
         """See `OtherNodes`."""
@@ -202,11 +217,12 @@ def _is_loopback(address: str) -> bool:
 class _Node:
     """What the first local process of another node does: it starts and ends its part of each training."""
 
-    def __init__(self, started: Launched, store: Store) -> None:
+    def __init__(self, started: Launched, store: Store, alike: Mapping[str, str]) -> None:
         self._number, self._store = started.node, store
         self._agent: NodeAgent | None = None
         self._attempt, self._count, self._looks = "", 0, 0
         store.set(f"host/{self._number}", socket.gethostname())
+        store.set(f"alike/{self._number}", canonical_json(dict(alike)))
         store.set(f"address/{self._number}", address_towards(started.variables["MASTER_ADDR"]))
 
     def look(self) -> None:
@@ -254,11 +270,15 @@ class _Node:
                 pass
 
 
-def wait_for_first(started: Launched) -> int:
+def wait_for_first(started: Launched, alike: Mapping[str, str]) -> int:
     """Wait until the command of the first process is over, and return its exit code; 1 where it died.
 
     The first local process of another node starts its part of each training meanwhile. A signal is handed to the
     command, which saves and ends all. Nothing is printed.
+
+    Args:
+        started: What the launcher said to this process.
+        alike: See `OuterNodes`.
     """
     asked: list[int] = []
     for number in stopping.SIGNALS:
@@ -280,7 +300,7 @@ def wait_for_first(started: Launched) -> int:
         threading.Thread(target=end_if_stuck, daemon=True).start()
         first, is_sent = _Counter(store, 0), False
         is_keeper = started.local_rank == 0 and started.node > 0
-        node = _Node(started, store) if is_keeper else None
+        node = _Node(started, store, alike) if is_keeper else None
         while os.getppid() == parent and not first.is_lost():
             code = _said(store, "exit")
             if code is not None:
