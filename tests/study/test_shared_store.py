@@ -153,6 +153,19 @@ def test_whoever_was_stopped_past_its_claim_cannot_publish(
         assert again.run(STAGE, work_of("third"), with_artefacts=True).reused
 
 
+def test_whoever_lost_its_claim_because_all_claims_were_removed_cannot_publish(tmp_path: Path) -> None:
+    prepared(tmp_path, "in its work")
+    with another_process(tmp_path, "in its work") as loser:
+        shutil.rmtree(tmp_path / "claims")
+        made = Store.shared(tmp_path).run(STAGE, work_of("winner"))
+        os.kill(loser.pid, signal.SIGCONT)
+        assert loser.wait(60) == 0
+        assert loser.stdout is not None
+        assert loser.stdout.read() == "winner 1\n"
+    assert (made.folder / "file").read_text() == "winner"
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def not_folder(found: os.stat_result) -> bool:
     return not found.st_mode & 0o040000
 

@@ -25,7 +25,7 @@ import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -127,9 +127,9 @@ class Store:
             self._run = self._claim_run()
             try:
                 self._check_renames()
-                self._check_formats()
+                half_discarded = self._check_formats()
                 self._repair()
-                self._tidy()
+                self._tidy(half_discarded)
             except BaseException:
                 self._run.release()
                 raise
@@ -150,7 +150,12 @@ class Store:
             ClaimLostError: Another lingraft has taken it over.
         """
         if self._run is not None:
-            self._run.check()
+            try:
+                self._run.check()
+            except ClaimLostError as lost:
+                raise ClaimLostError(
+                    f"{lost} Run the same command again: it goes on with what is finished, or says who is at work."
+                ) from None
 
     def _claim_run(self) -> Claim:
         try:
@@ -207,7 +212,7 @@ class Store:
             with suppress(ClaimedError), claim(self.claims / found[1]):  # else its owner is publishing it
                 _put_back(place.parent, self.stages / found[1])
 
-    def _tidy(self) -> None:
+    def _tidy(self, half_discarded: Iterable[Path]) -> None:
         """Remove what killed processes left, where no other one makes a stage here."""
         owners = (owner_of(path) for path in self.claims.iterdir() if path.name != RUN)
         if any(owner is not None for owner in owners):
@@ -215,17 +220,26 @@ class Store:
         for path in self.cache.rglob("*"):
             if path.is_symlink():  # nothing of ours, and it may lead anywhere
                 path.unlink()
-        for folder in (self.folder, self.cache, *self.stages.glob("*/")):
+        for folder in half_discarded:
+            for path in _discarded(folder, read_record(folder)):
+                path.unlink(missing_ok=True)
+        for folder in (self.folder, self.cache, self.stages, self.work, *self.stages.glob("*/")):
             if not folder.is_symlink():
                 remove_temporaries(folder)
                 if folder.parent == self.stages:
                     remove(folder / FORMER)
 
-    def _check_formats(self) -> None:
-        """Refuse the stages of another version, before any other is computed."""
+    def _check_formats(self) -> list[Path]:
+        """Refuse the stages of another version, before any other is computed.
+
+        Returns:
+            The folders of those that hold files which their records call discarded: a process was killed over it.
+        """
+        half_discarded = []
         for path in sorted(self.stages.glob(f"*/{RECORD}")):
             try:
-                read_record(path.parent)
+                if any(_discarded(path.parent, read_record(path.parent))):
+                    half_discarded.append(path.parent)
             except OtherFormatError:
                 raise ConfigError(
                     f"{self.folder}: holds stages of another version of lingraft (such as {path.parent.name}); run "
@@ -233,6 +247,7 @@ class Store:
                 ) from None
             except DamagedRecordError:  # the stage is made again
                 continue
+        return half_discarded
 
     def __exit__(self, *_: object) -> None:
         if self._run is not None:
@@ -269,18 +284,16 @@ class Store:
             if found is not None:
                 _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
                 return found
-            with claim_when_free(self.claims / stage.folder_name, stage.name, self.noted) as own:
+            claims, above = self.claims / stage.folder_name, max(self._left_by(stage), default=0)
+            with claim_when_free(claims, stage.name, self.noted, above=above) as own:
                 if self.find(stage, with_artefacts=with_artefacts) is not None:
                     continue  # another process was faster
                 try:
                     done = self._make(stage, work, own, with_artefacts=with_artefacts)
                 except Exception as error:
                     _release(error)
-                    if _is_lost(own):
-                        self.noted(
-                            f"{stage.name}: this process gave no sign of life for so long that another one went on "
-                            "with the stage; what that one makes is used."
-                        )
+                    if (lost := _loss_of(own)) is not None:
+                        self.noted(f"{stage.name}: {lost}")
                         continue
                     self._failed[stage.fingerprint] = error
                     raise
@@ -342,14 +355,13 @@ class Store:
         folder, target = self.work / f"{stage.folder_name}.{own.number}", self.folder_of(stage)
         self.work.mkdir(parents=True, exist_ok=True)
         found = {}
-        for path in self.work.glob(f"{stage.folder_name}.*"):
-            name = _WORK.fullmatch(path.name)
-            if name is None or int(name[2]) > own.number:
+        for number, path in self._left_by(stage).items():
+            if number > own.number:
                 continue
             if path.is_symlink() or not path.is_dir():
                 remove(path)
             else:
-                found[int(name[2])] = path
+                found[number] = path
         for number, path in sorted(found.items()):
             _put_back(path, target)
             if number == max(found):
@@ -366,6 +378,11 @@ class Store:
                 target.rename(folder)
         folder.mkdir(exist_ok=True)
         return folder
+
+    def _left_by(self, stage: StageSpec) -> dict[int, Path]:
+        """Return what lies in the place of work of a stage's owners, by their numbers."""
+        places = self.work.glob(f"{stage.folder_name}.*")
+        return {int(name[2]): path for path in places if (name := _WORK.fullmatch(path.name)) is not None}
 
     def _publish(self, stage: StageSpec, folder: Path, own: Claim, inode: int) -> None:
         """Rename the folder of a finished stage into its place; a discarded one there makes room first.
@@ -388,7 +405,7 @@ class Store:
             if not is_published:
                 with suppress(OSError):
                     _put_back(folder, target)
-                if isinstance(error, FileNotFoundError) or _is_lost(own):
+                if isinstance(error, FileNotFoundError) or _loss_of(own) is not None:
                     raise ClaimLostError(
                         f"{folder}: was taken over by another process; what this one made is not used."
                     ) from None
@@ -411,14 +428,15 @@ class Store:
 
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
+        self.check_held()  # who was stopped for long discards nothing of another one's plan
         folder, whole = self.folder_of(stage), self._whole(stage)
         if whole is None:  # damaged since: what it lists may not be the stage's
             return
-        if whole.record != whole.record.discarded():
-            whole.record.discarded().write(folder)
-        for name in whole.record.artefacts:
-            with suppress(ValueError):  # a link has come since: what it leads to is not ours
-                path_inside(folder, name).unlink(missing_ok=True)
+        discarded = whole.record.discarded()
+        if whole.record != discarded:
+            discarded.write(folder)
+        for path in _discarded(folder, discarded):
+            path.unlink(missing_ok=True)
 
     def folder_of(self, stage: StageSpec) -> Path:
         """Return the folder of a stage."""
@@ -513,12 +531,12 @@ def _stamps(found: FinishedStage) -> dict[Path, Stamp | None]:
     return stamps_of(found.folder / name for name in (RECORD, *found.stamps))
 
 
-def _is_lost(own: Claim) -> bool:
+def _loss_of(own: Claim) -> ClaimLostError | None:
     try:
         own.check()
-    except ClaimLostError:
-        return True
-    return False
+    except ClaimLostError as lost:
+        return lost
+    return None
 
 
 def _is_finished(stage: StageSpec, folder: Path) -> bool:
@@ -539,6 +557,14 @@ def _put_back(folder: Path, target: Path) -> None:
             remove(former)
         else:
             former.rename(target)
+
+
+def _discarded(folder: Path, record: StageRecord) -> Iterator[Path]:
+    """Yield the files that are there though a stage's record says that they were discarded."""
+    for name, one in record.artefacts.items():
+        with suppress(ValueError, OSError):  # a link has come since: what it leads to is not ours
+            if one.discarded and (path := path_inside(folder, name)).is_file():
+                yield path
 
 
 def _remove_from(folder: Path, names: Collection[str]) -> None:
