@@ -240,10 +240,11 @@ class Executor:
             self._follower.end(stage)
         error = attempt.error
         try:
-            if error is None and self._follower is not None:
+            if self._follower is not None and (error is None or self._is_published(stage)):
                 self._report(stage, self.store.take_over(stage), worked=True)
+                error = None
         except LingraftError as missing:
-            error = missing
+            error = error or missing
         if error is None:
             self._over.add(stage.fingerprint)
             return True
@@ -261,6 +262,10 @@ class Executor:
             f"{retries}).{line_break}{printed}"
         )
         return False
+
+    def _is_published(self, stage: StageSpec) -> bool:
+        """Return whether a stage is there whole though its process did not live to say so."""
+        return self.store.find(stage, with_artefacts=True) is not None
 
     def _is_over(self, stage: StageSpec, consumers: Mapping[str, Sequence[StageSpec]]) -> bool:
         """Return whether nothing is to be made of a stage; one that was damaged meanwhile is to be made."""
@@ -372,7 +377,8 @@ class InThisProcess:
         except Exception as error:
             stopping.check()  # a library made an error of a stop
             self._executor.store.forget_failure(stage)
-            return [Settled(stage, error, may_pass=may_pass(error))]
+            passes = disk_error(error, self._executor.store.folder) is None and may_pass(error)
+            return [Settled(stage, error, may_pass=passes)]
         return [Settled(stage)]
 
     def __enter__(self) -> InThisProcess:
