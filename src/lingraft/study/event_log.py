@@ -140,6 +140,8 @@ def attempt_so_far(run: Path, stage: str, attempt: int) -> StageAtWork | None:
     """Return what an attempt says of itself; None: it has said nothing. Of a long file its end is read alone."""
     path = event_file(run, stage, attempt)
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         begun = next((one for one in _rows_at(path, 0, _HEAD_BYTES) if isinstance(one, Started)), None)
         if begun is None:
             return None

@@ -52,6 +52,7 @@ from lingraft.errors import (
 )
 from lingraft.records import (
     Stamp,
+    canonical_json,
     flush,
     keep_hash,
     look_anew,
@@ -80,6 +81,7 @@ RUN = "run"  # the claim of whoever runs the study, among those of the stages
 FORMER = ".former"  # in a folder that is published: the one whose place it takes
 _WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
 _SECONDS_BETWEEN_LOOKS = 0.2
+_MOST_SECONDS = 1e10  # three centuries: no stage took longer, and sums of them are finite
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
@@ -480,9 +482,10 @@ class Store:
         path = self.folder_of(stage) / TIMING
         try:
             found = None if path.is_symlink() else read_json(path)
+            canonical_json(found)  # which has no NaN, nor has the result that the times stand in
         except (FileNotFoundError, IsADirectoryError, ValueError):
             found = None
-        if isinstance(found, dict) and isinstance(found.get("seconds"), int | float):
+        if isinstance(found, dict) and seconds_in(found) is not None:
             return found
         self._note(stage, f"{path}: is missing or damaged; the times of this stage are shown as 0.")
         return {}
@@ -491,6 +494,13 @@ class Store:
         if stage.fingerprint not in self._noted:  # asked for again and again while a plan runs
             self._noted.add(stage.fingerprint)
             self.noted(sentence)
+
+
+def seconds_in(timing: Any) -> float | None:
+    """Return the seconds that the content of timing.json says a stage took; None: it is damaged."""
+    seconds = timing.get("seconds") if isinstance(timing, dict) else None
+    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    return float(seconds) if is_number and 0 <= seconds < _MOST_SECONDS else None
 
 
 def unfinished(run: Path, name: str) -> Path | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from lingraft.stage import StageProgress, StageWatcher
 from lingraft.strategies.base import FreezePlanRow
 
 UNDER_WAY = "under_way.json"  # in a run folder
+STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # the name of a stage's folder
 LOSSES = "losses.jsonl"  # in the folder of a training that is not finished
 _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
@@ -371,7 +373,9 @@ def read_under_way(folder: Path) -> UnderWay | None:
         found: UnderWay = from_json(UnderWay, content)
     except (OSError, ValueError):
         return None
-    return found
+    # Of a folder from elsewhere they might be paths that lead anywhere.
+    is_sound = all(STAGE.fullmatch(one.folder) for one in found.at_work) and found.holder.process > 0
+    return found if is_sound else None
 
 
 @dataclass(frozen=True)
