@@ -227,6 +227,15 @@ def claim_when_free(folder: Path, what: str, noted: Callable[[str], None], *, ab
         return claim(folder, patience=None, above=above)
 
 
+def note_if_owned(folder: Path, what: str, noted: Callable[[str], None]) -> None:
+    """Note the sentence that `claim_when_free` would, for a process that can be heard by nobody while it waits."""
+    owner = owner_of(folder)
+    if owner is not None and owner.is_here:
+        noted(f"{what}: is being made by {owner}; waiting for it.")
+    else:
+        note_if_unseen(folder, what, noted)
+
+
 def note_if_unseen(folder: Path, what: str, noted: Callable[[str], None]) -> None:
     """Note a sentence where `claim` will look for a while whether an owner lives, who is elsewhere or not known."""
     found = _last(folder)

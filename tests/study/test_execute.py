@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import ClassVar
 
 import pytest
 
+from lingraft.claims import claim
 from lingraft.errors import DataError, DiskError
 from lingraft.stage import Json, StageSpec, Work, Workplace
 from lingraft.study.engines import LostError, Settled
@@ -225,6 +227,16 @@ def test_what_is_held_in_memory_is_let_go_when_no_stage_will_read_it(tmp_path: P
     assert kept == [("a", "a1"), None, None]
 
 
+class Notes(Watcher):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def noted(self, message: str) -> None:
+        self.said.append(message)
+
+
 class Full(Step):
     """A stage that meets a full disk."""
 
@@ -258,3 +270,18 @@ def test_a_stage_is_done_whose_process_died_when_it_had_published_it(tmp_path: P
     assert executor.failed == {}
     assert len(executor.done) == len(graph.log.worked) == len(graph.stages)
     assert failed_attempts(tmp_path) == ()
+
+
+def test_who_waits_for_a_process_of_an_earlier_run_says_so(tmp_path: Path) -> None:
+    graph, notes = Graph(), Notes()
+    with Store(tmp_path) as store, claim(store.claims / graph.one.folder_name) as held:
+        executor = Executor(store, notes)
+
+        class Waiting(InThisProcess):
+            def wait(self, seconds: float) -> list[Settled]:
+                held.release()
+                return super().wait(seconds)
+
+        list(executor.run(graph.plan(), Waiting(executor)))
+    assert len(notes.said) == 1
+    assert notes.said[0].startswith(f"train one: is being made by process {os.getpid()} on ")

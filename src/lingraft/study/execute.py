@@ -206,6 +206,7 @@ class Executor:
                         continue  # until one of those is done
                     if self._follower is not None:
                         self._follower.begin(stage)
+                        self.store.note_if_owned(stage)
                     needed = self._is_needed(stage, consumers)
                     engine.submit(stage, share, with_artefacts=needed)
                     self._at_work[stage.fingerprint] = stage

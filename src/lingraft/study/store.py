@@ -38,6 +38,7 @@ from lingraft.claims import (
     Claim,
     claim,
     claim_when_free,
+    note_if_owned,
     note_if_unseen,
     owner_of,
 )
@@ -301,6 +302,10 @@ class Store:
                     raise
             if done is not None:
                 return done
+
+    def note_if_owned(self, stage: StageSpec) -> None:
+        """Note who makes a stage that is about to be given to another process, which waits until that one is done."""
+        note_if_owned(self.claims / stage.folder_name, stage.name, self.noted)
 
     def take_over(self, stage: StageSpec) -> FinishedStage:
         """Return a stage that another process of this run has just published: sizes are checked, hashes believed.
