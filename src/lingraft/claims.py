@@ -71,7 +71,7 @@ class Owner:
         command = shlex.join(sys.argv)
         cut = command if len(command) <= _MOST_CHARACTERS else command[:_MOST_CHARACTERS] + "…"
         own = os.getpid()
-        return cls(own, _node(), _this_machine(), _start_of(own) or "", time.time(), _readable(cut))
+        return cls(own, node_name(), _this_machine(), _start_of(own) or "", time.time(), _readable(cut))
 
     @property
     def is_here(self) -> bool:
@@ -405,7 +405,7 @@ def _make(folder: Path, number: int, owner: Owner) -> bool:
 @functools.cache
 def _this_machine() -> str:
     """Return what tells apart the sets of processes that see each other: names of machines may be alike."""
-    parts = [_node()]
+    parts = [node_name()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     # Containers number their processes each for itself, and may count the time since the start from another one.
@@ -415,7 +415,8 @@ def _this_machine() -> str:
     return " ".join(parts)
 
 
-def _node() -> str:
+def node_name() -> str:
+    """Return the name of this machine, as it can be written: of whatever bytes it is."""
     return _readable(platform.node())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -25,7 +26,7 @@ from lingraft.records import fingerprint_of, read_json, to_json, write_json_atom
 from lingraft.report.runs import read_report
 from lingraft.stage import Json, StageProgress, StageSpec, Work, Workplace
 from lingraft.study import under_way
-from lingraft.study.event_log import EventLog, event_file, output_file
+from lingraft.study.event_log import EventLog, attempt_so_far, event_file, output_file
 from lingraft.study.execute import Executor
 from lingraft.study.failures import FailedAttempt, record_failure
 from lingraft.study.plan import Plan, listed_stages
@@ -595,3 +596,15 @@ def test_a_stage_that_has_just_been_published_is_done_whatever_the_run_said_last
         found = status_of(tmp_path)
     assert [one.state for one in found.stages[:3]] == ["done", "under way", "under way"]
     assert len(found.at_work) == 2
+
+
+def test_a_machine_whose_name_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "n\udcffde")
+    with UnderWayFile(tmp_path), EventLog(event_file(tmp_path, NAMES[0], 1)) as log:
+        log.stage_started("train 1")
+        found = status_of(tmp_path)
+        assert found.holder is not None
+        assert found.holder.machine.startswith("n?de")
+        begun = attempt_so_far(tmp_path, NAMES[0], 1)
+        assert begun is not None
+        assert begun.host == "n?de"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 import threading
 import time
@@ -25,6 +24,7 @@ from typing import Literal
 import psutil
 
 from lingraft.append_log import AppendLog, rows_from
+from lingraft.claims import node_name
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 from lingraft.stage import StageProgress, StageWatcher
@@ -428,9 +428,9 @@ def this_machine() -> str:
     """Return the name of this machine, with what tells its containers apart."""
     namespace = Path("/proc/self/ns/pid")  # containers of one machine number their processes each for itself
     try:
-        return f"{platform.node()} {namespace.readlink()}"
+        return f"{node_name()} {namespace.readlink()}"
     except OSError:
-        return platform.node()
+        return node_name()
 
 
 def finite(progress: StageProgress) -> StageProgress:
