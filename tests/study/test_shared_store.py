@@ -84,6 +84,7 @@ def work_of(name: str, then: Callable[[], None] = lambda: None) -> Callable[[Pat
         (folder / "more").mkdir()
         (folder / "more" / "first").write_text(name)
         then()
+        folder.mkdir(exist_ok=True)  # as what saves a checkpoint does, whoever renamed it meanwhile
         (folder / "file").write_text(name)
         return Work({"answer": 42}, {})
 

@@ -282,10 +282,12 @@ class Store:
         """
         if stage.fingerprint in self._failed:
             raise self._failed[stage.fingerprint]
+        lost_work: list[str] = []
         while True:
             found = self.find(stage, with_artefacts=with_artefacts)
             if found is not None:
                 _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
+                _remove_from(self.work, lost_work)
                 return found
             claims, above = self.claims / stage.folder_name, max(self._left_by(stage), default=0)
             with claim_when_free(claims, stage.name, self.noted, above=above) as own:
@@ -297,6 +299,8 @@ class Store:
                     _release(error)
                     if (lost := _loss_of(own)) is not None:
                         self.noted(f"{stage.name}: {lost}")
+                        # Its owner renamed it; the work that did not know has made a folder of this name again.
+                        lost_work.append(f"{stage.folder_name}.{own.number}")
                         continue
                     self._failed[stage.fingerprint] = error
                     raise
@@ -504,8 +508,9 @@ class Store:
 def seconds_in(timing: Any) -> float | None:
     """Return the seconds that the content of timing.json says a stage took; None: it is damaged."""
     seconds = timing.get("seconds") if isinstance(timing, dict) else None
-    is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    return float(seconds) if is_number and 0 <= seconds < _MOST_SECONDS else None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return float(seconds) if 0 <= seconds < _MOST_SECONDS else None
 
 
 def unfinished(run: Path, name: str) -> Path | None:
