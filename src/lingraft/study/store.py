@@ -19,6 +19,7 @@ made again, with a word.
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import secrets
@@ -198,6 +199,8 @@ class Store:
         try:
             own.rename(target)
         except OSError as error:
+            if error.errno != errno.EPERM and disk_error(error, self.folder) is not None:
+                raise
             raise ConfigError(
                 f"{self.folder}: a folder cannot be renamed from work/ into stages/ ({error.strerror or error}), by "
                 "which finished stages are kept; both must lie on one disk that renames folders. Name another folder."
