@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import platform
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,10 +41,12 @@ time.sleep(60)
 
 
 @contextmanager
-def another_process(thing: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
+def another_process(
+    thing: Path, *options: str, before: Sequence[str] = ()
+) -> Iterator[subprocess.Popen[str]]:
     """Give a process that holds the claim until it is killed."""
     process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(thing), *options], stdout=subprocess.PIPE, text=True
+        [*before, sys.executable, "-c", HOLD, str(thing), *options], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -248,19 +252,69 @@ def test_a_link_whose_answer_was_lost_is_ours(tmp_path: Path, monkeypatch: pytes
 def test_a_claim_whose_file_is_gone_is_lost(tmp_path: Path) -> None:
     held = claim(tmp_path)
     (tmp_path / "1").unlink()
-    with pytest.raises(ClaimLostError, match="no sign of life"):
+    with pytest.raises(ClaimLostError, match="was removed while this process held it"):
         held.check()
     held.release()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("found", ["link", "folder", "pipe", "folder link"])
+def test_a_claim_that_was_removed_and_is_another_one_s_by_now_is_lost_and_left_alone(tmp_path: Path) -> None:
+    held = claim(tmp_path / "thing")
+    shutil.rmtree(tmp_path / "thing")
+    with another_process(tmp_path / "thing") as other:  # by the same number
+        with pytest.raises(ClaimLostError, match="was removed while this process held it"):
+            held.check()
+        held.release()
+        with pytest.raises(ClaimedError, match=f"process {other.pid} "):
+            claim(tmp_path / "thing")
+
+
+def test_a_number_is_above_those_of_owners_whose_claims_were_removed(tmp_path: Path) -> None:
+    with claim(tmp_path, above=6) as held:
+        assert held.number == 7
+    with claim(tmp_path, above=3) as held:
+        assert held.number == 8
+
+
+def test_what_a_killed_process_left_of_its_claim_goes_with_the_next_one(tmp_path: Path) -> None:
+    (tmp_path / ".1.0123abcd.part").write_text("{")
+    with claim(tmp_path):
+        assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_a_name_of_a_machine_that_is_no_text_is_a_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "h\udcffst\n\x1b[2J")
+    claims._this_machine.cache_clear()
+    try:
+        with claim(tmp_path):
+            owner = owner_of(tmp_path)
+            assert owner is not None
+            assert owner.is_here
+            assert r"on h?st\n\x1b[2J, since" in str(owner)
+    finally:
+        claims._this_machine.cache_clear()
+
+
+@pytest.mark.usefixtures("short")
+def test_processes_that_count_time_from_another_start_do_not_take_each_other_for_dead(tmp_path: Path) -> None:
+    apart = ["unshare", "--time", "--boottime", "3600", "--fork", "--kill-child"]
+    if subprocess.run([*apart, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("time namespaces can be made by root alone, where there are any")
+    with another_process(tmp_path, before=apart), pytest.raises(ClaimedError):
+        claim(tmp_path)
+
+
+@pytest.mark.parametrize("found", ["link", "folder", "pipe", "folder link", "file", "last number"])
 def test_what_is_no_claim_is_refused(tmp_path: Path, found: str) -> None:
     thing, victim = tmp_path / "thing", tmp_path / "victim"
     victim.write_text("x")
     if found == "folder link":
         (tmp_path / "far").mkdir()
         thing.symlink_to(tmp_path / "far")
+    elif found == "file":
+        thing.touch()
     else:
         thing.mkdir()
     if found == "link":
@@ -269,7 +323,9 @@ def test_what_is_no_claim_is_refused(tmp_path: Path, found: str) -> None:
         (thing / "4").mkdir()
     elif found == "pipe":
         os.mkfifo(thing / "4")
-    with pytest.raises(ConfigError, match=r"is a link|is no file"):
+    elif found == "last number":
+        (thing / ("9" * 18)).touch()
+    with pytest.raises(ConfigError, match=r"is a link|is no file|is no folder|never counted to 9+"):
         claim(thing)
     assert owner_of(thing) is None
     assert victim.read_text() == "x"
@@ -285,8 +341,12 @@ def test_a_claim_that_says_nothing_is_of_someone_until_it_is_quiet(
     (tmp_path / "7").write_bytes(content)
     (tmp_path / "0x9").write_bytes(content)
     (tmp_path / "08").write_bytes(content)
-    with claim(tmp_path) as held:
+    notes: list[str] = []
+    with claim_when_free(tmp_path, "rows", notes.append) as held:
         assert held.number == 8
+    assert notes == [
+        "rows: held by a process that its claim does not name; it takes up to 0 seconds to see whether it lives."
+    ]
 
 
 def test_control_characters_of_a_claim_do_not_reach_the_terminal() -> None:

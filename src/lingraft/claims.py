@@ -39,6 +39,7 @@ SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_UNTIL_LOST = 60.0  # without a beat; longer than NFS keeps what it knows of a file
 _SECONDS_BETWEEN_LOOKS = (0.02, 1.0)  # first, and at most: they grow
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_HIGHEST = 10**18 - 1
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _MOST_BYTES = 4096  # of a claim
 _MOST_CHARACTERS = 200  # of a command
@@ -69,9 +70,8 @@ class Owner:
         """Return this process."""
         command = shlex.join(sys.argv)
         cut = command if len(command) <= _MOST_CHARACTERS else command[:_MOST_CHARACTERS] + "…"
-        readable = cut.encode("utf-8", errors="replace").decode()
         own = os.getpid()
-        return cls(own, platform.node(), _this_machine(), _start_of(own) or "", time.time(), readable)
+        return cls(own, node_name(), _this_machine(), _start_of(own) or "", time.time(), _readable(cut))
 
     @property
     def is_here(self) -> bool:
@@ -100,8 +100,9 @@ class Claim:
         number: Its fencing number.
     """
 
-    def __init__(self, folder: Path, number: int) -> None:
+    def __init__(self, folder: Path, number: int, owner: Owner) -> None:
         self.folder, self.number = folder, number
+        self._owner = owner
         self._path = folder / str(number)
         self._process = os.getpid()
         self._released = threading.Event()
@@ -115,10 +116,14 @@ class Claim:
             ClaimLostError: Another process has taken it over, or its file was removed.
         """
         numbers = _numbers(self.folder)
-        if self.number not in numbers or max(numbers) > self.number:
+        if max(numbers, default=0) > self.number:
             raise ClaimLostError(
                 f"{self._path}: this process gave no sign of life for {SECONDS_UNTIL_LOST:.0f} seconds, and another "
                 "one goes on with its work; what this one made since is not used."
+            )
+        if self.number not in numbers or not self._is_own():
+            raise ClaimLostError(
+                f"{self._path}: was removed while this process held it, so that another one may have begun the same."
             )
 
     def release(self, *, forget: bool = False) -> None:
@@ -132,7 +137,9 @@ class Claim:
             return
         self._released.set()
         self._beats.join()
-        with suppress(OSError):  # read-only by now, or gone: it is taken for dead then
+        with suppress(OSError, ConfigError):  # read-only by now, or gone: it is taken for dead then
+            if not self._is_own():
+                return
             if forget:
                 self._path.unlink()
                 self.folder.rmdir()
@@ -145,6 +152,11 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def _is_own(self) -> bool:
+        """Return whether the file is this claim's: numbers begin anew where somebody removed the folder."""
+        found = _look(self._path)
+        return found is not None and found.owner in (None, self._owner)
+
     def _beat(self) -> None:
         while not self._released.wait(SECONDS_BETWEEN_BEATS):
             with suppress(
@@ -153,13 +165,14 @@ class Claim:
                 os.utime(self._path, follow_symlinks=False)
 
 
-def claim(folder: Path, *, patience: float | None = 0) -> Claim:
+def claim(folder: Path, *, patience: float | None = 0, above: int = 0) -> Claim:
     """Take a claim, after a dead owner or one that released it.
 
     Args:
         folder: The thing's folder of claims; made where it is missing.
         patience: Seconds to wait for an owner that lives; None: as long as it lives. Of an owner on another machine,
             whether it lives is found out first, which takes up to `SECONDS_UNTIL_LOST`.
+        above: The number is higher than this one, also where the claims before it were removed.
 
     Raises:
         ClaimedError: An owner lives, and was waited for.
@@ -176,14 +189,20 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
             folder.mkdir(parents=True, exist_ok=True)  # again where its last owner removed it
         except FileExistsError:  # pathlib looks whether it is a folder, and it was removed in between
             if os.path.lexists(folder) and not folder.is_dir():
-                raise
+                raise ConfigError(f"{folder}: is no folder, and holds claims; remove it.") from None
             continue
         highest = max(_numbers(folder), default=0)
+        last = max(highest, above)
+        if last >= _HIGHEST:
+            raise ConfigError(
+                f"{folder}: lingraft never counted to {last}; remove what has this number as its name."
+            )
         found = _look(folder / str(highest)) if highest else None
         if found is None or found.is_over or seen.is_quiet(highest, found.stamp):
+            own = Owner.this()
             with suppress(FileNotFoundError):
-                if _make(folder, highest + 1):
-                    return Claim(folder, highest + 1)
+                if _make(folder, last + 1, own):
+                    return Claim(folder, last + 1, own)
         elif patience is not None and time.monotonic() - began >= patience:
             owner = found.owner
             if (owner is not None and owner.is_here) or seen.has_changed:
@@ -194,7 +213,7 @@ def claim(folder: Path, *, patience: float | None = 0) -> Claim:
         pause = min(2 * pause, longest, SECONDS_UNTIL_LOST / 10)
 
 
-def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Claim:
+def claim_when_free(folder: Path, what: str, noted: Callable[[str], None], *, above: int = 0) -> Claim:
     """Take a claim, however long its owner lives; a sentence is noted where one is waited for.
 
     Raises:
@@ -202,18 +221,28 @@ def claim_when_free(folder: Path, what: str, noted: Callable[[str], None]) -> Cl
     """
     note_if_unseen(folder, what, noted)
     try:
-        return claim(folder)
+        return claim(folder, above=above)
     except ClaimedError as error:
         noted(f"{what}: is being made by {error.owner or 'another process'}; waiting for it.")
-        return claim(folder, patience=None)
+        return claim(folder, patience=None, above=above)
+
+
+def note_if_owned(folder: Path, what: str, noted: Callable[[str], None]) -> None:
+    """Note the sentence that `claim_when_free` would, for a process that can be heard by nobody while it waits."""
+    owner = owner_of(folder)
+    if owner is not None and owner.is_here:
+        noted(f"{what}: is being made by {owner}; waiting for it.")
+    else:
+        note_if_unseen(folder, what, noted)
 
 
 def note_if_unseen(folder: Path, what: str, noted: Callable[[str], None]) -> None:
-    """Note a sentence where `claim` will look for a while whether an owner on another machine lives."""
-    owner = owner_of(folder)
-    if owner is not None and not owner.is_here:
+    """Note a sentence where `claim` will look for a while whether an owner lives, who is elsewhere or not known."""
+    found = _last(folder)
+    if found is not None and not found.is_over and not (found.owner is not None and found.owner.is_here):
         noted(
-            f"{what}: held by {owner}; it takes up to {SECONDS_UNTIL_LOST:.0f} seconds to see whether it lives."
+            f"{what}: held by {found.owner or 'a process that its claim does not name'}; it takes up to "
+            f"{SECONDS_UNTIL_LOST:.0f} seconds to see whether it lives."
         )
 
 
@@ -222,11 +251,7 @@ def owner_of(folder: Path) -> Owner | None:
 
     The owner on another machine may be dead for all that is known.
     """
-    try:
-        highest = max(_numbers(folder), default=0)
-        found = _look(folder / str(highest)) if highest and not folder.is_symlink() else None
-    except (OSError, ConfigError):
-        return None
+    found = _last(folder)
     return None if found is None or found.is_over else found.owner
 
 
@@ -251,20 +276,17 @@ class HeldClaim:
 
 def held_claim(folder: Path) -> HeldClaim | None:
     """Return the claim on a thing that was taken last; None: it was released, there is none, or it cannot be read."""
-    try:
-        highest = max(_numbers(folder), default=0)
-        found = _look(folder / str(highest)) if highest and not folder.is_symlink() else None
-    except (OSError, ConfigError):
-        return None
+    found = _last(folder)
     if found is None or found.stamp.bytes == 0 or found.owner is None:
         return None
-    return HeldClaim(highest, found.owner, found.stamp.modified / 1e9)
+    return HeldClaim(found.number, found.owner, found.stamp.modified / 1e9)
 
 
 @dataclass(frozen=True)
 class _Found:
     """A claim as it was just read; `owner` is None where nobody can be read from it."""
 
+    number: int
     stamp: Stamp
     owner: Owner | None
 
@@ -329,14 +351,23 @@ def _look(path: Path) -> _Found | None:
     try:
         owner = from_json(Owner, json.loads(content))
     except (ValueError, RecursionError):  # whoever wrote it: whether it changes tells whether its owner lives
-        return _Found(stamp, None)
-    return _Found(stamp, owner if 0 < owner.process < 1 << 31 else None)
+        return _Found(int(path.name), stamp, None)
+    return _Found(int(path.name), stamp, owner if 0 < owner.process < 1 << 31 else None)
 
 
-def _make(folder: Path, number: int) -> bool:
+def _last(folder: Path) -> _Found | None:
+    """Return the claim on a thing that was taken last; None: there is none, or it cannot be read."""
+    try:
+        highest = max(_numbers(folder), default=0)
+        return _look(folder / str(highest)) if highest and not folder.is_symlink() else None
+    except (OSError, ConfigError):
+        return None
+
+
+def _make(folder: Path, number: int, owner: Owner) -> bool:
     """Make a claim, whole or not at all; return whether it is ours and the highest."""
     path, temporary = folder / str(number), folder / f".{number}.{secrets.token_hex(4)}.part"
-    content = json.dumps(to_json(Owner.this())).encode()
+    content = json.dumps(to_json(owner)).encode()
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -364,23 +395,34 @@ def _make(folder: Path, number: int) -> bool:
     ):  # it was taken, released and cleared away while we looked at a lower one
         path.unlink(missing_ok=True)
         return False
-    for lower in numbers - {number}:
+    # One that is about to link such a file finds it gone, and looks again.
+    for useless in (*(folder / str(lower) for lower in numbers - {number}), *folder.glob(".*.part")):
         with suppress(OSError):
-            (folder / str(lower)).unlink()
+            useless.unlink()
     return True
 
 
 @functools.cache
 def _this_machine() -> str:
     """Return what tells apart the sets of processes that see each other: names of machines may be alike."""
-    parts = [platform.node()]
+    parts = [node_name()]
     with suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with suppress(OSError):
-        parts.append(
-            str(Path("/proc/self/ns/pid").readlink())
-        )  # containers number their processes each for itself
+    # Containers number their processes each for itself, and may count the time since the start from another one.
+    for namespace in ("pid", "time"):
+        with suppress(OSError):
+            parts.append(str(Path(f"/proc/self/ns/{namespace}").readlink()))
     return " ".join(parts)
+
+
+def node_name() -> str:
+    """Return the name of this machine, as it can be written: of whatever bytes it is."""
+    return _readable(platform.node())
+
+
+def _readable(text: str) -> str:
+    """Return a text without what UTF-8 does not have, as in a name of other bytes."""
+    return text.encode("utf-8", errors="replace").decode()
 
 
 def _start_of(process: int) -> str | None:

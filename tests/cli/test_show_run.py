@@ -218,7 +218,7 @@ def test_watch_says_by_its_exit_code_that_the_run_is_done(
 def test_watch_redraws_a_terminal_in_place_and_ctrl_c_ends_it_with_130(run: Path) -> None:
     main_end, other_end = pty.openpty()
     process = subprocess.Popen(
-        [*LIVE, str(run), "--watch"],
+        [*LIVE, run.name, "--watch"],
         stdout=other_end,
         stderr=subprocess.PIPE,
         env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},

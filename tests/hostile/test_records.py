@@ -279,8 +279,12 @@ def test_the_record_of_another_stage_is_not_believed(tmp_path: Path) -> None:
         assert store.find(STAGE) is None
 
 
+NO_TIMES = (b'{"seconds": NaN}', b'{"seconds": 1e999}', b'{"seconds": 1, "of": [NaN]}', b'{"seconds": -1}')
+
+
 @pytest.mark.parametrize(
-    "content", [None, b"", b"{", b"null", b"[]", b"{}", b'{"seconds": "x"}', b"\xff", b"[" * 100_000]
+    "content",
+    [None, b"", b"{", b"null", b"[]", b"{}", b'{"seconds": "x"}', b"\xff", b"[" * 100_000, *NO_TIMES],
 )
 def test_work_is_not_repeated_for_a_broken_timing_file(tmp_path: Path, content: bytes | None) -> None:
     timing = finished(tmp_path).folder / "timing.json"

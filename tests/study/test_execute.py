@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from lingraft.errors import DataError
+import pytest
+
+from lingraft.claims import claim
+from lingraft.errors import DataError, DiskError
 from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.study.engines import LostError, Settled
 from lingraft.study.events import Watcher
-from lingraft.study.execute import Executor
+from lingraft.study.execute import Executor, InThisProcess
+from lingraft.study.failures import failed_attempts
 from lingraft.study.plan import Plan
 from lingraft.study.store import Store
 
@@ -218,3 +225,63 @@ def test_what_is_held_in_memory_is_let_go_when_no_stage_will_read_it(tmp_path: P
         kept = [executor._shelf._held for _ in executor.run(graph.plan(stages=stages))]
     assert [executor.done[one.fingerprint].result["made"] for one in stages] == ["a1", "a1", "b1"]
     assert kept == [("a", "a1"), None, None]
+
+
+class Notes(Watcher):
+    """Keeps what is noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def noted(self, message: str) -> None:
+        self.said.append(message)
+
+
+class Full(Step):
+    """A stage that meets a full disk."""
+
+    def work(self, place: Workplace) -> Work:
+        self.log.worked.append(self.label)
+        raise OSError(errno.ENOSPC, "No space left on device", str(place.folder / "file"))
+
+
+def test_a_full_disk_ends_a_run_in_one_process_without_another_attempt(tmp_path: Path) -> None:
+    graph = Graph()
+    with Store(tmp_path) as store, pytest.raises(DiskError, match="the disk is full"):
+        list(Executor(store).run(graph.plan(stages=[Full("full", graph.log)]), retries=2))
+    assert graph.log.worked == ["full"]
+
+
+class Dying(InThisProcess):
+    """An engine whose processes die when they have published a stage, before they say so."""
+
+    def wait(self, seconds: float) -> list[Settled]:
+        return [
+            Settled(one.stage, LostError("killed"), "worker 1", may_pass=True)
+            for one in super().wait(seconds)
+        ]
+
+
+def test_a_stage_is_done_whose_process_died_when_it_had_published_it(tmp_path: Path) -> None:
+    graph = Graph()
+    with Store(tmp_path) as store:
+        executor = Executor(store)
+        list(executor.run(graph.plan(), Dying(executor), retries=0))
+    assert executor.failed == {}
+    assert len(executor.done) == len(graph.log.worked) == len(graph.stages)
+    assert failed_attempts(tmp_path) == ()
+
+
+def test_who_waits_for_a_process_of_an_earlier_run_says_so(tmp_path: Path) -> None:
+    graph, notes = Graph(), Notes()
+    with Store(tmp_path) as store, claim(store.claims / graph.one.folder_name) as held:
+        executor = Executor(store, notes)
+
+        class Waiting(InThisProcess):
+            def wait(self, seconds: float) -> list[Settled]:
+                held.release()
+                return super().wait(seconds)
+
+        list(executor.run(graph.plan(), Waiting(executor)))
+    assert len(notes.said) == 1
+    assert notes.said[0].startswith(f"train one: is being made by process {os.getpid()} on ")

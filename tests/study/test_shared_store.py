@@ -84,6 +84,7 @@ def work_of(name: str, then: Callable[[], None] = lambda: None) -> Callable[[Pat
         (folder / "more").mkdir()
         (folder / "more" / "first").write_text(name)
         then()
+        folder.mkdir(exist_ok=True)  # as what saves a checkpoint does, whoever renamed it meanwhile
         (folder / "file").write_text(name)
         return Work({"answer": 42}, {})
 
@@ -151,6 +152,19 @@ def test_whoever_was_stopped_past_its_claim_cannot_publish(
     assert [path.name for path in (tmp_path / "work").iterdir()] == []
     with Store(tmp_path) as again:
         assert again.run(STAGE, work_of("third"), with_artefacts=True).reused
+
+
+def test_whoever_lost_its_claim_because_all_claims_were_removed_cannot_publish(tmp_path: Path) -> None:
+    prepared(tmp_path, "in its work")
+    with another_process(tmp_path, "in its work") as loser:
+        shutil.rmtree(tmp_path / "claims")
+        made = Store.shared(tmp_path).run(STAGE, work_of("winner"))
+        os.kill(loser.pid, signal.SIGCONT)
+        assert loser.wait(60) == 0
+        assert loser.stdout is not None
+        assert loser.stdout.read() == "winner 1\n"
+    assert (made.folder / "file").read_text() == "winner"
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def not_folder(found: os.stat_result) -> bool:
@@ -320,16 +334,19 @@ def test_a_link_or_a_file_among_the_work_leads_nowhere(tmp_path: Path) -> None:
         store.run(STAGE, work_of("one"))
 
 
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EPERM, errno.ENOSYS, errno.EACCES])
 def test_a_folder_in_which_nothing_can_be_published_is_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    is_closed = number == errno.EACCES  # then another disk would not help
+    words = "stages/.*: permission denied" if is_closed else "cannot be renamed from work/ into stages/"
+
     def refused(_: Path, target: Path) -> Path:
         raise OSError(number, os.strerror(number), str(target))
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", refused)
-        with pytest.raises(ConfigError, match=r"cannot be renamed from work/ into stages/"), Store(tmp_path):
+        with pytest.raises(DiskError if is_closed else ConfigError, match=words), Store(tmp_path):
             pass
     assert [list((tmp_path / name).iterdir()) for name in ("work", "stages")] == [[], []]
     with Store(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -25,9 +26,9 @@ from lingraft.records import fingerprint_of, read_json, to_json, write_json_atom
 from lingraft.report.runs import read_report
 from lingraft.stage import Json, StageProgress, StageSpec, Work, Workplace
 from lingraft.study import under_way
-from lingraft.study.event_log import EventLog, event_file, output_file
+from lingraft.study.event_log import EventLog, attempt_so_far, event_file, output_file
 from lingraft.study.execute import Executor
-from lingraft.study.failures import record_failure
+from lingraft.study.failures import FailedAttempt, record_failure
 from lingraft.study.plan import Plan, listed_stages
 from lingraft.study.status import RunStatus, status_of
 from lingraft.study.store import Store
@@ -550,3 +551,60 @@ def test_failed_attempts_are_counted_with_their_reason_and_log(tmp_path: Path) -
     assert (again.state, again.failures, again.reason) == ("waiting", 2, "the process was killed")
     assert again.log == f"logs/{NAMES[2]}/1.log"
     assert (failed.state, failed.reason, failed.log) == ("failed", "out of memory", None)
+
+
+@pytest.mark.parametrize("name", ["/etc/x", "**", "../../etc", ""])
+def test_a_stage_at_work_that_is_named_like_a_path_is_left_out(tmp_path: Path, name: str) -> None:
+    said_by(tmp_path, at_work=(StageAtWork(name, 0.0),))
+    found = status_of(tmp_path)
+    assert found.at_work == ()
+    assert "cannot be read; it is damaged" in found.remarks[0]
+
+
+@pytest.mark.parametrize("seconds", ["1e999", "NaN", "-1", "1" + "0" * 400, '"1"', "true"])
+def test_figures_that_no_run_wrote_are_left_out(tmp_path: Path, seconds: str) -> None:
+    parallel_run(tmp_path)
+    (tmp_path / "stages" / NAMES[0] / "timing.json").write_text(f'{{"seconds": {seconds}}}')
+    huge = 10**400
+    AppendLog(tmp_path / "failures.jsonl", dict).append(
+        [to_json(FailedAttempt(NAMES[3], attempt, "", 0.0, "why")) for attempt in (1, huge)]
+    )
+    with claim(tmp_path / "claims" / NAMES[2]) as held:
+        path = event_file(tmp_path, NAMES[2], held.number)
+        with EventLog(path) as log:
+            log.stage_started("train 1")
+            log.stage_progressed(StageProgress(huge, huge + 1))
+        found = status_of(tmp_path)
+        assert found.stages[0].seconds is None
+        assert found.stages[3].failures == 1
+        assert (
+            json.loads(json.dumps(to_json(found), allow_nan=False))["at_work"][0]["progress"]["done"] == huge
+        )
+        path.unlink()
+        os.mkfifo(path)  # which would be waited for
+        assert status_of(tmp_path).at_work[0].progress is None
+
+
+def test_a_stage_that_has_just_been_published_is_done_whatever_the_run_said_last(tmp_path: Path) -> None:
+    parallel_run(tmp_path)
+    said_by(tmp_path, at_work=tuple(StageAtWork(name, time.time()) for name in NAMES[:3]), at_once=2)
+    with (
+        claim(tmp_path / "claims" / NAMES[1]),
+        claim(tmp_path / "claims" / NAMES[2]),
+    ):  # the second is made anew
+        claim(tmp_path / "claims" / NAMES[0]).release()
+        found = status_of(tmp_path)
+    assert [one.state for one in found.stages[:3]] == ["done", "under way", "under way"]
+    assert len(found.at_work) == 2
+
+
+def test_a_machine_whose_name_is_no_text_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "n\udcffde")
+    with UnderWayFile(tmp_path), EventLog(event_file(tmp_path, NAMES[0], 1)) as log:
+        log.stage_started("train 1")
+        found = status_of(tmp_path)
+        assert found.holder is not None
+        assert found.holder.machine.startswith("n?de")
+        begun = attempt_so_far(tmp_path, NAMES[0], 1)
+        assert begun is not None
+        assert begun.host == "n?de"

@@ -218,6 +218,21 @@ def test_discarding_again_leaves_the_record_alone(tmp_path: Path) -> None:
         assert (stage.folder / "record.json").stat().st_mtime_ns == before
 
 
+def test_what_a_process_was_killed_over_is_discarded_and_removed_by_the_next_run(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        stage = store.run(STAGE, Counted())
+        store.discard(STAGE)
+        (stage.folder / "weights" / "a.bin").write_bytes(b"12345")
+        (stage.folder / "mine").write_text("x")
+        for place in (store.stages, store.work):  # of a look whether folders can be renamed
+            (place / ".0123456789abcdef.part").mkdir()
+    with Store(tmp_path):
+        assert not (stage.folder / "weights" / "a.bin").exists()
+        assert (stage.folder / "mine").exists()
+        assert [path.name for path in (tmp_path / "stages").iterdir()] == [STAGE.folder_name]
+        assert list((tmp_path / "work").iterdir()) == []
+
+
 @pytest.mark.parametrize("found", [{}, {"format": 1}])
 def test_stages_of_another_version_are_refused_and_are_not_finished(
     tmp_path: Path, found: dict[str, int]

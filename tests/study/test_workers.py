@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import psutil
 import pytest
 
 from lingraft.errors import ConfigError, DataError, DiskError
+from lingraft.models.child import Child
 from lingraft.study.engines import LostError
 from lingraft.study.event_log import output_file
 from lingraft.study.events import Watcher
@@ -200,6 +202,14 @@ def test_workers_end_with_a_driver_that_is_killed_and_publish_nothing(
     running.communicate()
     wait_for(lambda: not any(psutil.pid_exists(one) for one in workers), seconds=60)
     assert records(tmp_path / "run") == {}
+
+
+def test_a_signal_that_python_has_no_name_for_is_said_by_its_number() -> None:
+    child = Child()
+    child.connection, theirs = Pipe()
+    with theirs, child.log:
+        child.process = subprocess.Popen([sys.executable, "-c", "import os; os.kill(os.getpid(), 40)"])
+        assert child.bury() == "was killed by signal 40"
 
 
 class Labels(Watcher):

@@ -73,7 +73,12 @@ class Child:
             self.process.kill()
             code = self.process.wait()
         self.kill()
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        if code >= 0:
+            return f"ended with exit code {code}"
+        try:
+            return f"was killed by {signal.Signals(-code).name}"
+        except ValueError:  # of real-time signals Python names the first and the last
+            return f"was killed by signal {-code}"
 
     def kill(self) -> None:
         """End it, where it is there."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 import os
-import platform
 import re
 import threading
 import time
@@ -24,6 +23,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from lingraft.append_log import AppendLog, row_of, rows_from
+from lingraft.claims import node_name
 from lingraft.records import from_json, to_json
 from lingraft.stage import StageProgress, StageSpec
 from lingraft.strategies.base import FreezePlanRow
@@ -140,6 +140,8 @@ def attempt_so_far(run: Path, stage: str, attempt: int) -> StageAtWork | None:
     """Return what an attempt says of itself; None: it has said nothing. Of a long file its end is read alone."""
     path = event_file(run, stage, attempt)
     try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
         begun = next((one for one in _rows_at(path, 0, _HEAD_BYTES) if isinstance(one, Started)), None)
         if begun is None:
             return None
@@ -227,7 +229,7 @@ class EventLog(Watcher):
     def stage_started(self, label: str) -> None:
         """See Watcher."""
         self._label = label
-        self._add(Started(label, platform.node(), os.getpid(), time.time()), at_once=True)
+        self._add(Started(label, node_name(), os.getpid(), time.time()), at_once=True)
 
     def stage_progressed(self, progress: StageProgress) -> None:
         """See Watcher."""

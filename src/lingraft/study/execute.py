@@ -264,6 +264,7 @@ class Executor:
         """Let the engine make a stage."""
         if self._follower is not None:
             self._follower.begin(stage)
+            self.store.note_if_owned(stage)
         engine.submit(stage, share, with_artefacts=self._is_needed(stage, consumers))
         self._at_work[stage.fingerprint] = stage
         self._shares[stage.fingerprint] = share
@@ -293,10 +294,11 @@ class Executor:
             self._follower.end(stage)
         error = attempt.error
         try:
-            if error is None and self._follower is not None:
+            if self._follower is not None and (error is None or self._is_published(stage)):
                 self._report(stage, self.store.take_over(stage), worked=True)
+                error = None
         except LingraftError as missing:
-            error = missing
+            error = error or missing
         if error is None:
             self._over.add(stage.fingerprint)
             return True
@@ -314,6 +316,10 @@ class Executor:
             f"{retries}).{line_break}{printed}"
         )
         return False
+
+    def _is_published(self, stage: StageSpec) -> bool:
+        """Return whether a stage is there whole though its process did not live to say so."""
+        return self.store.find(stage, with_artefacts=True) is not None
 
     def _is_over(self, stage: StageSpec, consumers: Mapping[str, Sequence[StageSpec]]) -> bool:
         """Return whether nothing is to be made of a stage; one that was damaged meanwhile is to be made."""
@@ -429,7 +435,8 @@ class InThisProcess:
         except Exception as error:
             stopping.check()  # a library made an error of a stop
             self._executor.store.forget_failure(stage)
-            return [Settled(stage, error, may_pass=may_pass(error))]
+            passes = disk_error(error, self._executor.store.folder) is None and may_pass(error)
+            return [Settled(stage, error, may_pass=passes)]
         return [Settled(stage)]
 
     def __enter__(self) -> InThisProcess:

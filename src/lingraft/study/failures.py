@@ -18,6 +18,7 @@ from lingraft.records import from_json, to_json
 from lingraft.study.event_log import attempts_of
 
 FAILURES = "failures.jsonl"  # in a run folder
+_MOST_ATTEMPTS = 10**18  # to which claims count; it becomes the name of a file
 _lock = threading.Lock()
 
 
@@ -78,4 +79,6 @@ def failed_attempt_of(row: Any) -> FailedAttempt:
         ValueError: It is none.
     """
     found: FailedAttempt = from_json(FailedAttempt, row)
+    if not 0 <= found.attempt < _MOST_ATTEMPTS:
+        raise ValueError(f"attempt {found.attempt}")
     return found

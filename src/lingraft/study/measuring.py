@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from lingraft.claims import node_name
 from lingraft.config.schema import Training
 from lingraft.data.encoded import EncodedTable, Int64s, write_table
 from lingraft.models.adapters import load_merged
@@ -156,7 +157,7 @@ def _machine(compute: Compute) -> dict[str, Json]:
         "format": _FORMAT,
         "device": device_name(compute.device),
         "precision": compute.precision,
-        "node": platform.node(),
+        "node": node_name(),
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "libraries": libraries(MODEL_LIBRARIES),

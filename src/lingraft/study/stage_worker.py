@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import platform
 import sys
 import traceback
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from lingraft import errors, stopping
+from lingraft.claims import node_name
 from lingraft.errors import (
     ClaimLostError,
     ConfigError,
@@ -72,7 +72,7 @@ class Assignment:
         stage: StageSpec = pickle.loads(self.stage)
         if stage.fingerprint != self.fingerprint:
             raise ConfigError(
-                f"{platform.node()}: has other versions of lingraft or its libraries than the machine that planned the "
+                f"{node_name()}: has other versions of lingraft or its libraries than the machine that planned the "
                 f"study, so {self.name} would be another stage; install the same versions on all nodes."
             )
         return stage
@@ -137,7 +137,7 @@ def make_stage(assignment: Assignment) -> Outcome:
 
     Called in the main thread, where a signal stops it after what is under way is saved.
     """
-    where = f"{platform.node()}, process {os.getpid()}"
+    where = f"{node_name()}, process {os.getpid()}"
     try:
         with stopping.stoppable(hears_once=True):
             try:

@@ -7,7 +7,6 @@ process that runs the study is gone.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +22,10 @@ from lingraft.stage import StageProgress
 from lingraft.stage_record import RECORD
 from lingraft.study.event_log import attempt_so_far, log_of, output_file
 from lingraft.study.failures import FailedAttempt, failed_attempts
-from lingraft.study.store import RUN, TIMING, unfinished
+from lingraft.study.store import RUN, TIMING, seconds_in, unfinished
 from lingraft.study.time_left import Ahead, seconds_until_made
 from lingraft.study.under_way import (
+    STAGE,
     UNDER_WAY,
     FirstAnswer,
     Holder,
@@ -37,7 +37,6 @@ from lingraft.study.under_way import (
 from lingraft.study.unused import PLAN, ListedStage, read_plan
 
 _OF_A_RUN = ("study.yaml", PLAN, UNDER_WAY, "result.json", "stages", CLAIMS)
-_STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")
 _MOST_LOSSES = 400  # of a curve; a longer one is thinned out
 
 StageState = Literal["done", "under way", "lost", "waiting", "failed", "not needed"]
@@ -290,11 +289,13 @@ def _begun(folder: Path, said: UnderWay | None, now: float, *, is_held: bool) ->
     """
     found = {} if said is None else {one.folder: _Begun(one, is_held) for one in said.at_work}
     try:
-        names = [path.name for path in (folder / CLAIMS).iterdir() if _STAGE.fullmatch(path.name)]
+        names = [path.name for path in (folder / CLAIMS).iterdir() if STAGE.fullmatch(path.name)]
     except OSError:  # of an earlier version, or closed to us
         names = []
     for name in names:
         if (claim := held_claim(folder / CLAIMS / name)) is None:
+            if is_held and (folder / "stages" / name / RECORD).is_file():
+                found.pop(name, None)  # it is done, and what the run says is up to a second old
             continue
         heard = found[name].said if name in found else None
         # What the run heard of an earlier attempt says nothing of this one.
@@ -351,9 +352,8 @@ def _stage(
 
 def _seconds(stage: Path) -> float | None:
     try:
-        found = read_json(stage / TIMING)["seconds"]
-        return float(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return seconds_in(read_json(stage / TIMING))
+    except (OSError, ValueError):
         return None
 
 
@@ -364,7 +364,8 @@ def _at_work(folder: Path, begun: _Begun, plan: Mapping[str, ListedStage], now: 
         left = progress.seconds_left
         # What is counted in another unit comes before or after most of the work, such as rows that are encoded.
         if left is None and progress.total and progress.done and progress.unit in (None, "items"):
-            left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
+            with suppress(OverflowError):  # whoever wrote it
+                left = (said.updated - said.since) / progress.done * (progress.total - progress.done)
         progress = replace(progress, seconds_left=None if left is None else max(0.0, left - spent))
     losses: tuple[tuple[int, float], ...] = ()
     with suppress(OSError):  # it is being renamed

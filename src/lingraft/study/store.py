@@ -19,13 +19,14 @@ made again, with a word.
 
 from __future__ import annotations
 
+import errno
 import gc
 import re
 import secrets
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,6 +39,7 @@ from lingraft.claims import (
     Claim,
     claim,
     claim_when_free,
+    note_if_owned,
     note_if_unseen,
     owner_of,
 )
@@ -52,6 +54,7 @@ from lingraft.errors import (
 )
 from lingraft.records import (
     Stamp,
+    canonical_json,
     flush,
     keep_hash,
     look_anew,
@@ -80,6 +83,7 @@ RUN = "run"  # the claim of whoever runs the study, among those of the stages
 FORMER = ".former"  # in a folder that is published: the one whose place it takes
 _WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
 _SECONDS_BETWEEN_LOOKS = 0.2
+_MOST_SECONDS = 1e10  # three centuries: no stage took longer, and sums of them are finite
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share
 
 
@@ -127,9 +131,9 @@ class Store:
             self._run = self._claim_run()
             try:
                 self._check_renames()
-                self._check_formats()
+                half_discarded = self._check_formats()
                 self._repair()
-                self._tidy()
+                self._tidy(half_discarded)
             except BaseException:
                 self._run.release()
                 raise
@@ -150,7 +154,12 @@ class Store:
             ClaimLostError: Another lingraft has taken it over.
         """
         if self._run is not None:
-            self._run.check()
+            try:
+                self._run.check()
+            except ClaimLostError as lost:
+                raise ClaimLostError(
+                    f"{lost} Run the same command again: it goes on with what is finished, or says who is at work."
+                ) from None
 
     def _claim_run(self) -> Claim:
         try:
@@ -190,6 +199,8 @@ class Store:
         try:
             own.rename(target)
         except OSError as error:
+            if error.errno != errno.EPERM and disk_error(error, self.folder) is not None:
+                raise
             raise ConfigError(
                 f"{self.folder}: a folder cannot be renamed from work/ into stages/ ({error.strerror or error}), by "
                 "which finished stages are kept; both must lie on one disk that renames folders. Name another folder."
@@ -207,7 +218,7 @@ class Store:
             with suppress(ClaimedError), claim(self.claims / found[1]):  # else its owner is publishing it
                 _put_back(place.parent, self.stages / found[1])
 
-    def _tidy(self) -> None:
+    def _tidy(self, half_discarded: Iterable[Path]) -> None:
         """Remove what killed processes left, where no other one makes a stage here."""
         owners = (owner_of(path) for path in self.claims.iterdir() if path.name != RUN)
         if any(owner is not None for owner in owners):
@@ -215,17 +226,26 @@ class Store:
         for path in self.cache.rglob("*"):
             if path.is_symlink():  # nothing of ours, and it may lead anywhere
                 path.unlink()
-        for folder in (self.folder, self.cache, *self.stages.glob("*/")):
+        for folder in half_discarded:
+            for path in _discarded(folder, read_record(folder)):
+                path.unlink(missing_ok=True)
+        for folder in (self.folder, self.cache, self.stages, self.work, *self.stages.glob("*/")):
             if not folder.is_symlink():
                 remove_temporaries(folder)
                 if folder.parent == self.stages:
                     remove(folder / FORMER)
 
-    def _check_formats(self) -> None:
-        """Refuse the stages of another version, before any other is computed."""
+    def _check_formats(self) -> list[Path]:
+        """Refuse the stages of another version, before any other is computed.
+
+        Returns:
+            The folders of those that hold files which their records call discarded: a process was killed over it.
+        """
+        half_discarded = []
         for path in sorted(self.stages.glob(f"*/{RECORD}")):
             try:
-                read_record(path.parent)
+                if any(_discarded(path.parent, read_record(path.parent))):
+                    half_discarded.append(path.parent)
             except OtherFormatError:
                 raise ConfigError(
                     f"{self.folder}: holds stages of another version of lingraft (such as {path.parent.name}); run "
@@ -233,6 +253,7 @@ class Store:
                 ) from None
             except DamagedRecordError:  # the stage is made again
                 continue
+        return half_discarded
 
     def __exit__(self, *_: object) -> None:
         if self._run is not None:
@@ -264,28 +285,34 @@ class Store:
         """
         if stage.fingerprint in self._failed:
             raise self._failed[stage.fingerprint]
+        lost_work: list[str] = []
         while True:
             found = self.find(stage, with_artefacts=with_artefacts)
             if found is not None:
                 _remove_from(found.folder, stage.continues)  # of a run that was killed right after the record
+                _remove_from(self.work, lost_work)
                 return found
-            with claim_when_free(self.claims / stage.folder_name, stage.name, self.noted) as own:
+            claims, above = self.claims / stage.folder_name, max(self._left_by(stage), default=0)
+            with claim_when_free(claims, stage.name, self.noted, above=above) as own:
                 if self.find(stage, with_artefacts=with_artefacts) is not None:
                     continue  # another process was faster
                 try:
                     done = self._make(stage, work, own, with_artefacts=with_artefacts)
                 except Exception as error:
                     _release(error)
-                    if _is_lost(own):
-                        self.noted(
-                            f"{stage.name}: this process gave no sign of life for so long that another one went on "
-                            "with the stage; what that one makes is used."
-                        )
+                    if (lost := _loss_of(own)) is not None:
+                        self.noted(f"{stage.name}: {lost}")
+                        # Its owner renamed it; the work that did not know has made a folder of this name again.
+                        lost_work.append(f"{stage.folder_name}.{own.number}")
                         continue
                     self._failed[stage.fingerprint] = error
                     raise
             if done is not None:
                 return done
+
+    def note_if_owned(self, stage: StageSpec) -> None:
+        """Note who makes a stage that is about to be given to another process, which waits until that one is done."""
+        note_if_owned(self.claims / stage.folder_name, stage.name, self.noted)
 
     def take_over(self, stage: StageSpec) -> FinishedStage:
         """Return a stage that another process of this run has just published: sizes are checked, hashes believed.
@@ -342,14 +369,13 @@ class Store:
         folder, target = self.work / f"{stage.folder_name}.{own.number}", self.folder_of(stage)
         self.work.mkdir(parents=True, exist_ok=True)
         found = {}
-        for path in self.work.glob(f"{stage.folder_name}.*"):
-            name = _WORK.fullmatch(path.name)
-            if name is None or int(name[2]) > own.number:
+        for number, path in self._left_by(stage).items():
+            if number > own.number:
                 continue
             if path.is_symlink() or not path.is_dir():
                 remove(path)
             else:
-                found[int(name[2])] = path
+                found[number] = path
         for number, path in sorted(found.items()):
             _put_back(path, target)
             if number == max(found):
@@ -366,6 +392,11 @@ class Store:
                 target.rename(folder)
         folder.mkdir(exist_ok=True)
         return folder
+
+    def _left_by(self, stage: StageSpec) -> dict[int, Path]:
+        """Return what lies in the place of work of a stage's owners, by their numbers."""
+        places = self.work.glob(f"{stage.folder_name}.*")
+        return {int(name[2]): path for path in places if (name := _WORK.fullmatch(path.name)) is not None}
 
     def _publish(self, stage: StageSpec, folder: Path, own: Claim, inode: int) -> None:
         """Rename the folder of a finished stage into its place; a discarded one there makes room first.
@@ -388,7 +419,7 @@ class Store:
             if not is_published:
                 with suppress(OSError):
                     _put_back(folder, target)
-                if isinstance(error, FileNotFoundError) or _is_lost(own):
+                if isinstance(error, FileNotFoundError) or _loss_of(own) is not None:
                     raise ClaimLostError(
                         f"{folder}: was taken over by another process; what this one made is not used."
                     ) from None
@@ -411,14 +442,15 @@ class Store:
 
     def discard(self, stage: StageSpec) -> None:
         """Delete a finished stage's artefacts but keep its record, which says that they were discarded."""
+        self.check_held()  # who was stopped for long discards nothing of another one's plan
         folder, whole = self.folder_of(stage), self._whole(stage)
         if whole is None:  # damaged since: what it lists may not be the stage's
             return
-        if whole.record != whole.record.discarded():
-            whole.record.discarded().write(folder)
-        for name in whole.record.artefacts:
-            with suppress(ValueError):  # a link has come since: what it leads to is not ours
-                path_inside(folder, name).unlink(missing_ok=True)
+        discarded = whole.record.discarded()
+        if whole.record != discarded:
+            discarded.write(folder)
+        for path in _discarded(folder, discarded):
+            path.unlink(missing_ok=True)
 
     def folder_of(self, stage: StageSpec) -> Path:
         """Return the folder of a stage."""
@@ -462,9 +494,10 @@ class Store:
         path = self.folder_of(stage) / TIMING
         try:
             found = None if path.is_symlink() else read_json(path)
+            canonical_json(found)  # which has no NaN, nor has the result that the times stand in
         except (FileNotFoundError, IsADirectoryError, ValueError):
             found = None
-        if isinstance(found, dict) and isinstance(found.get("seconds"), int | float):
+        if isinstance(found, dict) and seconds_in(found) is not None:
             return found
         self._note(stage, f"{path}: is missing or damaged; the times of this stage are shown as 0.")
         return {}
@@ -473,6 +506,14 @@ class Store:
         if stage.fingerprint not in self._noted:  # asked for again and again while a plan runs
             self._noted.add(stage.fingerprint)
             self.noted(sentence)
+
+
+def seconds_in(timing: Any) -> float | None:
+    """Return the seconds that the content of timing.json says a stage took; None: it is damaged."""
+    seconds = timing.get("seconds") if isinstance(timing, dict) else None
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+        return None
+    return float(seconds) if 0 <= seconds < _MOST_SECONDS else None
 
 
 def unfinished(run: Path, name: str) -> Path | None:
@@ -513,12 +554,12 @@ def _stamps(found: FinishedStage) -> dict[Path, Stamp | None]:
     return stamps_of(found.folder / name for name in (RECORD, *found.stamps))
 
 
-def _is_lost(own: Claim) -> bool:
+def _loss_of(own: Claim) -> ClaimLostError | None:
     try:
         own.check()
-    except ClaimLostError:
-        return True
-    return False
+    except ClaimLostError as lost:
+        return lost
+    return None
 
 
 def _is_finished(stage: StageSpec, folder: Path) -> bool:
@@ -539,6 +580,14 @@ def _put_back(folder: Path, target: Path) -> None:
             remove(former)
         else:
             former.rename(target)
+
+
+def _discarded(folder: Path, record: StageRecord) -> Iterator[Path]:
+    """Yield the files that are there though a stage's record says that they were discarded."""
+    for name, one in record.artefacts.items():
+        with suppress(ValueError, OSError):  # a link has come since: what it leads to is not ours
+            if one.discarded and (path := path_inside(folder, name)).is_file():
+                yield path
 
 
 def _remove_from(folder: Path, names: Collection[str]) -> None:

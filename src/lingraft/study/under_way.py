@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-import platform
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,12 +24,14 @@ from typing import Literal
 import psutil
 
 from lingraft.append_log import AppendLog, rows_from
+from lingraft.claims import node_name
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
 from lingraft.stage import StageProgress, StageWatcher
 from lingraft.strategies.base import FreezePlanRow
 
 UNDER_WAY = "under_way.json"  # in a run folder
+STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # the name of a stage's folder
 LOSSES = "losses.jsonl"  # in the folder of a training that is not finished
 _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
@@ -371,7 +373,9 @@ def read_under_way(folder: Path) -> UnderWay | None:
         found: UnderWay = from_json(UnderWay, content)
     except (OSError, ValueError):
         return None
-    return found
+    # Of a folder from elsewhere they might be paths that lead anywhere.
+    is_sound = all(STAGE.fullmatch(one.folder) for one in found.at_work) and found.holder.process > 0
+    return found if is_sound else None
 
 
 @dataclass(frozen=True)
@@ -424,9 +428,9 @@ def this_machine() -> str:
     """Return the name of this machine, with what tells its containers apart."""
     namespace = Path("/proc/self/ns/pid")  # containers of one machine number their processes each for itself
     try:
-        return f"{platform.node()} {namespace.readlink()}"
+        return f"{node_name()} {namespace.readlink()}"
     except OSError:
-        return platform.node()
+        return node_name()
 
 
 def finite(progress: StageProgress) -> StageProgress:
