@@ -125,7 +125,9 @@ def test_a_run_tells_the_stage_at_work_its_losses_and_what_is_ahead(tmp_path: Pa
     def train(place: Workplace) -> None:
         for step in (1, 2, 3):
             place.watcher.stage_progressed(StageProgress(step, 8, 3.0 - step / 4, 50.0, 40.0))
-        seen.append(until(tmp_path, lambda one: [len(own.losses) for own in one.at_work] == [3]))
+        seen.append(
+            until(tmp_path, lambda one: [len(own.losses) for own in one.at_work if own.progress] == [3])
+        )
 
     first, later = Training("one"), Training("two", train)
     run(tmp_path, first, later, Step("score"))
