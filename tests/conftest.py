@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -260,10 +261,17 @@ def processor(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return be
 
 
-def pytest_collection_finish() -> None:
-    """Leave what is imported by now out of later collections of garbage: a study collects after every stage."""
-    gc.collect()
-    gc.freeze()
+_modules_left_out = 0
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup() -> None:
+    """Leave what is imported by now out of later collections of garbage: a training collects four times."""
+    global _modules_left_out
+    if len(sys.modules) != _modules_left_out:
+        _modules_left_out = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture

@@ -176,7 +176,7 @@ def test_the_run_folder_of_a_study_takes_no_results_of_an_evaluation(
 def test_a_killed_evaluation_goes_on_from_its_answers(
     evaluate: Callable[..., tuple[int, str, str]], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "60", "--batch-size", "4")
+    asked = (str(tiny_model), "--task", "worldbook:lookup", "--limit", "24", "--batch-size", "4")
     starts = [sys.executable, "-c", "from lingraft.cli.main import main; main()", "evaluate"]
     process = subprocess.Popen([*starts, *asked, "--output", "killed"], stderr=subprocess.DEVNULL)
     kept = 0
@@ -197,7 +197,7 @@ def test_a_killed_evaluation_goes_on_from_its_answers(
 
     monkeypatch.setattr(TransformersGenerator, "continue_batch", counted)
     assert evaluate(*asked, "--output", "killed")[0] == 0
-    assert 0 < sum(batches) <= 60 - 8
+    assert 0 < sum(batches) <= 24 - 8
     assert not list(Path("killed").rglob("answers-*.jsonl"))
     assert evaluate(*asked, "--output", "undisturbed")[0] == 0
     killed, undisturbed = (
@@ -494,7 +494,12 @@ def test_a_server_is_started_for_a_model_and_says_what_transformers_says(
             "en,th,vi,id,de,es,fr",
             "belebele/en belebele/th belebele/vi mgsm/en mgsm/de mgsm/es mgsm/fr xcopa/th xcopa/id",
         ),
-        ("paper", "vi,de,es", "ifeval/en hellaswag/en xquad/de xquad/es xlsum/vi"),
+        pytest.param(
+            "paper",
+            "vi,de,es",
+            "ifeval/en hellaswag/en xquad/de xquad/es xlsum/vi",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "paper",
             "en,id,th,vi",

@@ -368,7 +368,8 @@ def command(log: Path, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout, log.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("processes", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
 def test_a_study_whose_stderr_is_a_file_tells_how_far_it_is(
     tmp_path: Path, tiny_model: Path, processes: str
 ) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from lingraft.errors import ModelError
 from lingraft.models.adapters import load_merged
 from lingraft.stage import given_model
+from lingraft.text.templates import BoundedEnvironment
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 Change = Callable[[Path], object]
@@ -251,13 +252,13 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "a loop for ever": (
         template("{% for i in range(99999) %}" * 3 + "{% set x = i %}" + "{% endfor %}" * 3),
-        "takes more than 2,000,000 steps",
+        "takes more than 200,000 steps",
     ),
     "calls for ever": (
         template(
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(90) }}"
         ),
-        "takes more than 2,000,000 steps",
+        "takes more than 200,000 steps",
     ),
     "a text of any length": (template("{{ 'a' * 10000000000 }}"), "makes a text of any length"),
     "a text that doubles": (
@@ -304,9 +305,12 @@ def folder(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_an_odd_model_is_refused_in_one_line(folder: Path, name: str) -> None:
+def test_an_odd_model_is_refused_in_one_line(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     change, problem = REFUSED[name]
     change(folder)
+    monkeypatch.setattr(BoundedEnvironment, "most_steps", 200_000)  # of two million: calls are slow
     started = time.process_time()
     with pytest.raises(ModelError, match=problem) as raised:
         given_model(str(folder))

@@ -164,6 +164,13 @@ def assert_ends_as_a_straight_run(
         assert text in notes[0]
 
 
+def found_in(stopped: Stopped, folder: Path) -> tuple[int | None, int, list[str]]:
+    """The step from which training would go on, how many checkpoints are refused, and what is said of it."""
+    phase, notes = json.loads((stopped.folder / "trainer" / "phase.json").read_text()), list[str]()
+    found = Checkpoints(folder / "trainer", phase, notes.append).find()
+    return found.step, found.refused, notes
+
+
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_makes_the_checkpoint_before_it_count(
@@ -171,6 +178,17 @@ def test_a_damaged_file_makes_the_checkpoint_before_it_count(
 ) -> None:
     checkpoint = damaged_copy(stopped, tmp_path / "run")
     DAMAGES[damage](checkpoint / file)
+    step, refused, (note,) = found_in(stopped, tmp_path / "run")
+    assert (step, refused) == (2, 1)
+    assert "that of step 4 " in note
+    assert "goes on from step 2" in note
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_training_goes_on_from_the_checkpoint_before_a_damaged_one(
+    stopped: Stopped, tmp_path: Path, file: str
+) -> None:
+    flip(damaged_copy(stopped, tmp_path / "run") / file)
     assert_ends_as_a_straight_run(stopped, tmp_path / "run", 2, 1, "that of step 4 ", "goes on from step 2")
 
 
@@ -178,7 +196,10 @@ def test_a_damaged_file_makes_the_checkpoint_before_it_count(
 def test_what_is_not_what_was_saved_is_refused(stopped: Stopped, tmp_path: Path, forgery: str) -> None:
     checkpoint = damaged_copy(stopped, tmp_path / "run")
     FORGERIES[forgery](checkpoint)
-    assert_ends_as_a_straight_run(stopped, tmp_path / "run", 2, 1, "refused and removed", "from step 2")
+    step, refused, (note,) = found_in(stopped, tmp_path / "run")
+    assert (step, refused) == (2, 1)
+    assert "refused and removed" in note
+    assert "from step 2" in note
 
 
 def test_without_a_whole_one_training_begins_anew_and_says_so(stopped: Stopped, tmp_path: Path) -> None:
@@ -201,7 +222,7 @@ def test_what_describes_the_phase_is_not_needed_to_continue_it(
 ) -> None:
     damaged_copy(stopped, tmp_path / "run")
     DAMAGES[damage](tmp_path / "run" / "trainer" / "phase.json")
-    assert_ends_as_a_straight_run(stopped, tmp_path / "run", 4, 0)
+    assert found_in(stopped, tmp_path / "run") == (4, 0, [])
 
 
 def test_a_link_in_place_of_the_folder_is_neither_followed_nor_emptied(

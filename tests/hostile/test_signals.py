@@ -20,6 +20,7 @@ SENTENCES = re.compile(r"^(?:Interrupted|Stopped by SIG\w+): .*\.$", re.MULTILIN
 PREFIX = """
 import os, signal, sys, time, threading
 import lingraft.stopping as stopping
+stopping._SECONDS_TO_UNWIND, stopping._SECONDS_TO_EXIT = 1.0, 0.5  # else 5 and 3
 
 def me(number=signal.SIGINT):
     os.kill(os.getpid(), number)

@@ -54,7 +54,8 @@ def judged(judge_server: JudgeServer, tmp_path: Path) -> Callable[..., Judged]:
 
 
 @pytest.fixture
-def command(judge_server: JudgeServer, tmp_path: Path) -> list[str]:
+def command(judge_server: JudgeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.setattr("lingraft.endpoint._FIRST_WAIT_SECONDS", 0.01)
     answers = write_rows_to(tmp_path / "answers.jsonl", ANSWERS)
     reference = write_rows_to(tmp_path / "reference.jsonl", REFERENCE)
     judge = ["--judge-url", judge_server.url, "--judge-model", "judge"]

@@ -116,6 +116,7 @@ def real() -> tuple[Path, Any, Any]:
     return folder, load_model(f"embedded:{NAME}"), load_tokenizer(f"embedded:{NAME}")
 
 
+@pytest.mark.slow
 def test_the_real_model_is_an_ordinary_float32_checkpoint(real: tuple[Path, Any, Any]) -> None:
     folder, model, _ = real
     config = json.loads((folder / "config.json").read_text())
@@ -127,6 +128,7 @@ def test_the_real_model_is_an_ordinary_float32_checkpoint(real: tuple[Path, Any,
     assert {reader.tensor(name).dtype for name in reader.names} == {torch.float32}
 
 
+@pytest.mark.slow
 def test_the_real_model_answers_in_english_and_stops(real: tuple[Path, Any, Any]) -> None:
     _, model, tokenizer = real
     ids = chat_format(tokenizer).prompt_ids([Message("user", "What is the capital of France?")])
@@ -136,6 +138,7 @@ def test_the_real_model_answers_in_english_and_stops(real: tuple[Path, Any, Any]
     assert answer.endswith("<|im_end|>")
 
 
+@pytest.mark.slow
 def test_the_real_tokenizer_splits_as_the_model_learnt_it(real: tuple[Path, Any, Any]) -> None:
     _, _, tokenizer = real
 
@@ -152,6 +155,7 @@ def test_the_real_tokenizer_splits_as_the_model_learnt_it(real: tuple[Path, Any,
     )
 
 
+@pytest.mark.slow
 def test_the_real_template_is_used_and_its_answers_alone_are_supervised(real: tuple[Path, Any, Any]) -> None:
     _, _, tokenizer = real
     assert not chat_template(tokenizer)[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -96,6 +97,7 @@ def answer_together(start: Path, folder: Path) -> None:
 
 def main() -> None:
     path, *sharded = sys.argv[1:]
+    gc.freeze()  # libraries, which every training would go through
     rank = int(os.environ["RANK"])
     name = ""
     try:

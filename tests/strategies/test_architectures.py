@@ -217,15 +217,9 @@ def test_lora_leaves_out_routers_that_return_more_than_their_product(tmp_path: P
     torch.testing.assert_close(logits_of(wrapped, IDS_OF_60), before)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "strategy"),
-    [
-        ("gemma3", "plain"),
-        pytest.param("gemma3", "lora", marks=pytest.mark.slow),
-        pytest.param("mixtral", "plain", marks=pytest.mark.slow),
-        pytest.param("mixtral", "lora", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["plain", "lora"])
+@pytest.mark.parametrize("architecture", ["gemma3", "mixtral"])
 def test_two_processes_train_a_model_of_which_text_reaches_a_part(
     phases: Any, architecture: str, strategy: str
 ) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from lingraft.config.load import load_study
 from lingraft.config.recipes import recipes
 from lingraft.config.schema import Study
 
+Lingraft = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(
@@ -84,22 +84,25 @@ def test_every_piece_of_a_study_file_is_yaml(example: Example) -> None:
 TRAIN = ("docs/python.md", "docs/trainer.md")  # their examples take tens of seconds
 
 
+def is_slow(example: Example) -> bool:
+    return str(example).startswith(TRAIN) or "embedded:smollm2" in example.body
+
+
 @pytest.mark.parametrize(
     "example",
-    [
-        pytest.param(one, marks=[pytest.mark.slow] if str(one).startswith(TRAIN) else [])
-        for one in examples("python")
-    ],
+    [pytest.param(one, marks=[pytest.mark.slow] if is_slow(one) else []) for one in examples("python")],
     ids=str,
 )
-def test_a_python_example_in_the_documentation_runs(example: Example, tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", example.body]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr
+@pytest.mark.filterwarnings("ignore")
+def test_a_python_example_in_the_documentation_runs(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example.body, str(example), "exec"), {"__name__": "__main__"})
 
 
 @pytest.mark.parametrize(("example", "line"), commands(), ids=str)
-def test_a_command_in_the_documentation_exists(example: Example, line: str) -> None:
+def test_a_command_in_the_documentation_exists(example: Example, line: str, lingraft: Lingraft) -> None:
     words = shlex.split(line, comments=True)
     words = words[words.index("lingraft") :] if "lingraft" in words else words
     if words[0] == "make":
@@ -107,28 +110,23 @@ def test_a_command_in_the_documentation_exists(example: Example, line: str) -> N
         targets = [word for word in words[1:] if "=" not in word]
         assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     elif words[0] == "lingraft":
-        check_lingraft(words[1:])
+        check_lingraft(words[1:], lingraft)
 
 
-def check_lingraft(words: list[str]) -> None:
-    if words[0].startswith("-"):
-        assert words[0] in help_of()
+def check_lingraft(words: list[str], lingraft: Lingraft) -> None:
+    command = [] if words[0].startswith("-") else words[: 2 if words[0] == "show" else 1]
+    done = lingraft(*command, "--help")
+    assert done.returncode == 0, done.stderr
+    shown = done.stdout
+    if not command:
+        assert words[0] in shown
         return
-    shown = help_of(words[0], words[1]) if words[0] == "show" else help_of(words[0])
     for word in words[1:]:
         if word.startswith("--"):
             assert word.split("=")[0] in shown, f"lingraft {words[0]} has no option {word}"
     for word in words[1:]:
         if word.startswith("recipes/"):
             assert Path(word).stem in recipes()
-
-
-@cache
-def help_of(*command: str) -> str:
-    code = f"import sys; sys.argv = ['lingraft', *{command!r}, '--help']; from lingraft.cli.main import main; main()"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert result.returncode == 0, f"lingraft {' '.join(command)}: {result.stderr}"
-    return result.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

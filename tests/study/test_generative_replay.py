@@ -41,7 +41,9 @@ def records(folder: Path) -> dict[str, Any]:
     return {path.parent.name: read_json(path) for path in sorted(folder.glob("stages/*/record.json"))}
 
 
-@pytest.mark.parametrize(("prompts", "taken"), [("auto", "parallel"), ("self", "self")])
+@pytest.mark.parametrize(
+    ("prompts", "taken"), [("auto", "parallel"), pytest.param("self", "self", marks=pytest.mark.slow)]
+)
 def test_a_study_replays_what_its_record_says_and_goes_on_where_it_was_stopped(
     talkative_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prompts: str, taken: str
 ) -> None:

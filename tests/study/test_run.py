@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,11 @@ def test_what_a_strategy_promises_stands_in_its_record(finished: tuple[Path, dic
 
 
 def test_a_finished_study_run_again_repeats_nothing(
-    finished: tuple[Path, dict[str, Any]],
+    finished: tuple[Path, dict[str, Any]], lingraft: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     folder, result = finished
     before = {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")}
-    again = run(folder.parent.parent / "study.yaml")
+    again = lingraft("run", str(folder.parent.parent / "study.yaml"), "--json", "--runs", str(folder.parent))
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout) == result
     assert {path: path.stat().st_mtime_ns for path in folder.glob("stages/*/*")} == before
@@ -193,16 +194,21 @@ def test_where_the_base_alone_is_evaluated_again_it_stands_in_every_matrix(
     assert [cell["forgetting"] for cell in json.loads(done.stdout)["cells"]] == expected
 
 
-def _killed_runs(tmp_path: Path, model: Path, moments: list[float]) -> Path:
+def _killed_runs(
+    tmp_path: Path, model: Path, moments: list[float], *overrides: str, finished: int = 0
+) -> Path:
+    """Kill a study after so many seconds each, and when at least so many stages are finished; then let it end."""
     path = study_file(tmp_path, model)
     for moment in moments:
         process = subprocess.Popen(
-            [*LINGRAFT, "run", str(path), "--runs", str(tmp_path / "runs")],
+            [*LINGRAFT, "run", str(path), "--runs", str(tmp_path / "runs"), *overrides],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         time.sleep(moment)
+        while process.poll() is None and len(records(tmp_path / "runs" / "tiny")) < finished:
+            time.sleep(0.05)
         process.send_signal(signal.SIGKILL)
         process.wait()
     finished_before = set(records(tmp_path / "runs" / "tiny"))
@@ -210,7 +216,7 @@ def _killed_runs(tmp_path: Path, model: Path, moments: list[float]) -> Path:
         name: (tmp_path / "runs" / "tiny" / "stages" / name / "timing.json").stat().st_mtime_ns
         for name in finished_before
     }
-    done = run(path)
+    done = run(path, *overrides)
     assert done.returncode == 0, done.stderr
     for name, when in times.items():
         timing = tmp_path / "runs" / "tiny" / "stages" / name / "timing.json"
@@ -221,8 +227,10 @@ def _killed_runs(tmp_path: Path, model: Path, moments: list[float]) -> Path:
 def test_a_killed_study_goes_on_and_ends_with_the_same_records(
     tmp_path: Path, tiny_model: Path, finished: tuple[Path, dict[str, Any]]
 ) -> None:
-    folder = _killed_runs(tmp_path, tiny_model, [11.0])
-    assert records(folder) == records(finished[0])
+    two = "phases.two.data.dissimilar.strategies=[{english_replay: {share: 0.2, from: phase_one}}]"
+    found = records(_killed_runs(tmp_path, tiny_model, [0.0], two, finished=6))
+    assert found.items() <= records(finished[0]).items()  # those of three cells
+    assert [name.partition("-")[0] for name in found].count("evaluate") == 5
 
 
 @pytest.mark.slow

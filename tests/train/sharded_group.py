@@ -79,6 +79,7 @@ def stop_after(steps: int | None) -> Callable[[], int | None]:
 def main() -> None:
     """Train the tasks one after the other."""
     torch.set_num_threads(1)
+    gc.freeze()  # libraries, which every training and every look at what lives would go through
     usual = fused_loss.MOST_WHOLE, fused_loss._AT_ONCE
     for name, entry in read_json(Path(sys.argv[1])).items():
         AcceleratorState._reset_state()

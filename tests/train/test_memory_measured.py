@@ -69,7 +69,7 @@ print(json.dumps([base, plan.total, done.peak_bytes, done.steps]))
             {"precision": "float32"}, "plain", {"checkpointing": True, "pieces": 2}, marks=pytest.mark.slow
         ),
         pytest.param({"precision": "bf16"}, "plain", {}, marks=pytest.mark.slow),
-        ({"precision": "bf16"}, "lora", {}),
+        pytest.param({"precision": "bf16"}, "lora", {}, marks=pytest.mark.slow),
         pytest.param({"precision": "bf16_pure"}, "plain", {}, marks=pytest.mark.slow),
         pytest.param({"optimizer": "adamw_8bit"}, "plain", {}, marks=pytest.mark.slow),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -142,6 +143,7 @@ def run(
     from lingraft.study.run import run_study
     from lingraft.train.processes import Processes
 
+    gc.freeze()  # libraries, a million objects: each stage collects garbage, and would go through them
     quieten_loading()
     page = _Page(loaded)
     with ProgressWatcher(loaded.name) as watcher:

@@ -388,7 +388,9 @@ def test_identity_of_an_example_is_as_documented() -> None:
     assert item.example.language == "es"
 
 
-@pytest.mark.parametrize(("hash_seed", "order"), [("1", ORDERS[0]), ("2", ORDERS[1])])
+@pytest.mark.parametrize(
+    ("hash_seed", "order"), [pytest.param("1", ORDERS[0], marks=pytest.mark.slow), ("2", ORDERS[1])]
+)
 def test_content_is_the_same_in_every_process_and_loading_order(
     hash_seed: str, order: tuple[str, ...]
 ) -> None:
