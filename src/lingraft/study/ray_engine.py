@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import platform
 import re
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 from lingraft import stopping
+from lingraft.claims import node_name
 from lingraft.config.ray_address import RAY_LOCAL, check_ray
 from lingraft.errors import ConfigError, LingraftError
 from lingraft.models.compute import compute_for
@@ -77,14 +77,14 @@ class _Place:
         """
         if not self.sign.exists():
             raise ConfigError(
-                f"node {platform.node()}: does not see the run folder {self.run} of {self.driver}; name one that all "
+                f"node {node_name()}: does not see the run folder {self.run} of {self.driver}; name one that all "
                 "nodes share: --runs FOLDER, on a shared file system."
             )
         try:
             os.chdir(self.folder)
         except OSError:
             raise ConfigError(
-                f"node {platform.node()}: has no folder {self.folder}, where the command was started; start it in one "
+                f"node {node_name()}: has no folder {self.folder}, where the command was started; start it in one "
                 "that all nodes share."
             ) from None
         # Ray puts the driver's working directory first: a file there must not stand in for a library.
@@ -179,7 +179,7 @@ def _be_node(place: _Place, task: NodeTask, number: int) -> str | None:
             agent.stop(asked)
         agent.process.wait()
         code = agent.poll()
-        host = platform.node()
+        host = node_name()
     return None if code == 0 else f"node {host}: its part of the training ended with exit code {code}"
 
 
@@ -246,7 +246,7 @@ class _NodeReport:
 def _look(place: _Place, paths: tuple[Path, ...], asks_precision: bool) -> _NodeReport:
     """Describe the node, in a task that has no card of its own."""
     precision = ""
-    if (own := platform.node()) and place.sign.exists() and place.folder.is_dir():
+    if (own := node_name()) and place.sign.exists() and place.folder.is_dir():
         place.enter()
         if asks_precision:  # in a process that sees the cards
             seen = {name: value for name, value in os.environ.items() if not name.endswith("VISIBLE_DEVICES")}
@@ -308,14 +308,14 @@ class RayEngine:
         with ExitStack() as around:
             around.enter_context(connected(self.address))
             self._sign.parent.mkdir(parents=True, exist_ok=True)
-            self._sign.write_text(platform.node(), encoding="utf-8")
+            self._sign.write_text(node_name(), encoding="utf-8")
             around.callback(self._sign.unlink, missing_ok=True)
             environment: dict[str, str | None] = {
                 name: value for name, value in os.environ.items() if _ENVIRONMENT.fullmatch(name)
             }
             environment.setdefault("OMP_NUM_THREADS", None)  # Ray sets it to the number of a task's cores
             place = _Place(
-                driver=platform.node(),
+                driver=node_name(),
                 run=self.run,
                 sign=self._sign,
                 folder=Path.cwd(),
