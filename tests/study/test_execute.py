@@ -7,18 +7,21 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 
 from lingraft.claims import claim
 from lingraft.errors import DataError, DiskError
-from lingraft.stage import Json, StageSpec, Work, Workplace
+from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.study import execute
 from lingraft.study.engines import LostError, Settled
 from lingraft.study.events import Watcher
 from lingraft.study.execute import Executor, InThisProcess
 from lingraft.study.failures import failed_attempts
 from lingraft.study.plan import Plan
+from lingraft.study.schedule import Share
 from lingraft.study.store import Store
 
 
@@ -237,6 +240,14 @@ class Notes(Watcher):
         self.said.append(message)
 
 
+class Large(Step):
+    """A stage that writes much."""
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(disk_bytes=60)
+
+
 class Full(Step):
     """A stage that meets a full disk."""
 
@@ -285,3 +296,38 @@ def test_who_waits_for_a_process_of_an_earlier_run_says_so(tmp_path: Path) -> No
         list(executor.run(graph.plan(), Waiting(executor)))
     assert len(notes.said) == 1
     assert notes.said[0].startswith(f"train one: is being made by process {os.getpid()} on ")
+
+
+def test_what_is_discarded_makes_room_before_the_next_stage_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph()
+    large = Large("large", graph.log, (graph.read_one,))
+
+    def usage(folder: Path) -> SimpleNamespace:
+        return SimpleNamespace(free=100 - 60 * len(graph.on_disk(folder)))
+
+    monkeypatch.setattr(execute, "disk_usage", usage)
+    notes, beside = Notes(), []
+
+    class Looking(InThisProcess):
+        def submit(self, stage: StageSpec, share: Share, *, with_artefacts: bool) -> None:
+            beside.append((stage.label, graph.on_disk(tmp_path)))
+            super().submit(stage, share, with_artefacts=with_artefacts)
+
+    with Store(tmp_path) as store:
+        executor = Executor(store, notes)
+        list(executor.run(graph.plan(stages=[graph.one, graph.read_one, large]), Looking(executor)))
+    assert beside == [("one", set()), ("read one", {"one"}), ("large", set())]
+    assert notes.said == []
+
+
+def test_a_stage_that_nothing_is_in_the_way_of_is_not_said_to_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, notes = Graph(), Notes()
+    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10))
+    with Store(tmp_path) as store:
+        executor = Executor(store, notes)
+        list(executor.run(graph.plan(stages=[Large("large", graph.log)]), InThisProcess(executor)))
+    assert notes.said == []

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from lingraft import stopping
 from lingraft.errors import LingraftError, disk_error
@@ -73,7 +73,7 @@ class Executor:
         self._unmakeable: dict[
             str, Exception
         ] = {}  # of those that are done, why discarded artefacts stay away
-        self._short: set[str] = set()  # what stages wait for, once it is said
+        self._said_short: set[str] = set()  # of what it was said that stages wait for it
         self._looked: Plan | None = None
 
     def look(self, plan: Plan) -> None:
@@ -135,8 +135,8 @@ class Executor:
         settled: list[StageSpec] = []
         while True:
             self.store.check_held()  # who was stopped for long finds the run another's, and discards nothing of it
+            self._tidy(plan, waiting, consumers)  # first: what begins may need the room
             settled += self._begin(engine, waiting, consumers)
-            self._tidy(plan, waiting, consumers)
             yield from settled  # while others are at work: who sums up takes seconds
             settled = []
             if not waiting:
@@ -210,6 +210,7 @@ class Executor:
                 break
             free_disk = disk_usage(self.store.folder).free
             held: list[Share] = []  # for which memory is kept: others would take it as often as some is free
+            waits_for: dict[str, StageSpec] = {}  # the first one for each thing
             for stage in list(waiting.values()):
                 if engine.room == 0:
                     break
@@ -223,40 +224,46 @@ class Executor:
                     elif self._can_begin(stage, waiting):
                         share = share_on(engine, stage, self._answering(waiting))
                         is_first = goes_ahead and not self._at_work
-                        if is_first or not self._waits(stage, share, engine, held, free_disk):
+                        short = None if is_first else self._short_of(stage, share, engine, held, free_disk)
+                        if short is None:
                             self._submit(stage, share, engine, consumers)
+                        else:
+                            waits_for.setdefault(short, stage)
                 except Exception as error:  # of what it reads; whatever it is, the other stages go on
                     settled.append(waiting.pop(stage.fingerprint))
                     self._fail(stage, error)
+            if self._at_work:  # else the first one goes ahead
+                self._note_waits(waits_for)
         return settled
 
-    def _waits(
+    def _short_of(
         self, stage: StageSpec, share: Share, engine: Engine, held: list[Share], free_disk: int
-    ) -> bool:
-        """Return whether a stage waits for what others use: disk, memory or cards."""
+    ) -> Literal["disk", "memory", "cards"] | None:
+        """Return what a stage waits for because others use it; one that waits for memory is added to `held`."""
         if self._follower is None:
-            return False
+            return None
         disk = [one.needs.disk_bytes for one in self._at_work.values()]
         if not fits_beside(stage.needs.disk_bytes, disk, free_disk):
-            self._note_wait(stage, "disk")
-            return True
+            return "disk"
         memory = [self._shares[one].memory_bytes for one in self._at_work] + [
             one.memory_bytes for one in held
         ]
         if not fits_beside(share.memory_bytes, memory, engine.memory_bytes):
             held.append(share)
-            self._note_wait(stage, "memory")
-            return True
-        return engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards))
+            return "memory"
+        if engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards)):
+            return "cards"
+        return None
 
-    def _note_wait(self, stage: StageSpec, what: str) -> None:
-        """Say once for the run that stages wait for a thing that others use."""
-        if what not in self._short:
-            self._short.add(what)
-            self._watcher.noted(
-                f"{stage.name} waits until others have ended, and so may more: there is too little {what} for all that "
-                "could be made at a time."
-            )
+    def _note_waits(self, waits_for: Mapping[str, StageSpec]) -> None:
+        """Say once for the run that stages wait for disk or memory that others use; cards are what all wait for."""
+        for what, stage in waits_for.items():
+            if what != "cards" and what not in self._said_short:
+                self._said_short.add(what)
+                self._watcher.noted(
+                    f"{stage.name} waits until others have ended, and so may more: there is too little {what} for all "
+                    "that could be made at a time."
+                )
 
     def _submit(
         self, stage: StageSpec, share: Share, engine: Engine, consumers: Mapping[str, Sequence[StageSpec]]
