@@ -14,7 +14,7 @@ import pytest
 
 from lingraft.claims import claim
 from lingraft.errors import DataError, DiskError
-from lingraft.stage import Json, Needs, StageSpec, Work, Workplace
+from lingraft.stage import FinishedStage, Json, Needs, StageSpec, Work, Workplace
 from lingraft.study import execute
 from lingraft.study.engines import LostError, Settled
 from lingraft.study.events import Watcher
@@ -331,3 +331,28 @@ def test_a_stage_that_nothing_is_in_the_way_of_is_not_said_to_wait(
         executor = Executor(store, notes)
         list(executor.run(graph.plan(stages=[Large("large", graph.log)]), InThisProcess(executor)))
     assert notes.said == []
+
+
+def test_a_file_system_that_answers_with_an_error_ends_no_run_when_a_process_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = Graph()
+    with Store(tmp_path) as store:
+        executor, find = Executor(store), store.find
+
+        class Broken(InThisProcess):
+            def wait(self, seconds: float) -> list[Settled]:
+                (settled,) = super().wait(seconds)
+                if graph.log.worked == ["one"]:
+                    graph.log.worked.append("lost")
+                    monkeypatch.setattr(store, "find", fails_once)
+                    return [Settled(settled.stage, LostError("killed"), "worker 1", may_pass=True)]
+                return [settled]
+
+        def fails_once(stage: StageSpec, *, with_artefacts: bool = False) -> FinishedStage | None:
+            monkeypatch.setattr(store, "find", find)
+            raise OSError(errno.EIO, "Input/output error")
+
+        list(executor.run(graph.plan(), Broken(executor), retries=1))
+    assert executor.failed == {}
+    assert [one.reason for one in failed_attempts(tmp_path)] == ["killed"]

@@ -304,7 +304,8 @@ class Executor:
             if self._follower is not None and (error is None or self._is_published(stage)):
                 self._report(stage, self.store.take_over(stage), worked=True)
                 error = None
-        except LingraftError as missing:
+        except (LingraftError, OSError) as missing:
+            # Also where the file system does not answer just now: the other stages go on.
             error = error or missing
         if error is None:
             self._over.add(stage.fingerprint)
