@@ -15,6 +15,7 @@ import pytest
 from lingraft.claims import claim
 from lingraft.errors import DataError, DiskError
 from lingraft.stage import FinishedStage, Json, Needs, StageSpec, Work, Workplace
+from lingraft.stage_record import read_record
 from lingraft.study import execute
 from lingraft.study.engines import LostError, Settled
 from lingraft.study.events import Watcher
@@ -356,3 +357,15 @@ def test_a_file_system_that_answers_with_an_error_ends_no_run_when_a_process_has
         list(executor.run(graph.plan(), Broken(executor), retries=1))
     assert executor.failed == {}
     assert [one.reason for one in failed_attempts(tmp_path)] == ["killed"]
+
+
+def test_what_a_stage_reads_is_made_again_whatever_its_record_calls_discarded(tmp_path: Path) -> None:
+    graph = Graph()
+    after = Reading("after", graph.log, (graph.read_one,))
+    plan = graph.plan(stages=[graph.one, graph.read_one, after])
+    graph.run(tmp_path, plan)
+    folder = Store(tmp_path).folder_of(graph.read_one)
+    read_record(folder).discarded().write(folder)
+    (Store(tmp_path).folder_of(after) / "record.json").unlink()
+    graph.run(tmp_path, plan)
+    assert graph.log.worked == ["one", "read one", "after"]

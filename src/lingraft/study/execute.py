@@ -337,11 +337,14 @@ class Executor:
             del self.done[fingerprint]
         if fingerprint not in self._over:
             return False
-        return (
+        if (
             fingerprint not in self.done  # wanted by nothing
             or not self._is_needed(stage, consumers)
             or self.store.find(stage, with_artefacts=True) is not None
-        )
+        ):
+            return True
+        self._over.discard(fingerprint)  # so that what it reads is made again for it
+        return False
 
     def _can_begin(self, stage: StageSpec, waiting: dict[str, StageSpec]) -> bool:
         """Return whether all that a stage reads is there; what is not, and nobody will make, is added to `waiting`.
