@@ -282,6 +282,23 @@ def test_what_a_killed_process_left_of_its_claim_goes_with_the_next_one(tmp_path
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ESTALE])
+def test_who_finds_its_file_removed_by_one_that_was_faster_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    link = os.link
+
+    def removed_before(file: Path, _: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        with claim(tmp_path):
+            assert not file.exists()
+        raise OSError(number, os.strerror(number), str(file))  # ESTALE on NFS, by another machine
+
+    monkeypatch.setattr(os, "link", removed_before)
+    with claim(tmp_path) as held:
+        assert held.number == 2
+
+
 def test_a_name_of_a_machine_that_is_no_text_is_a_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,6 +41,7 @@ _SECONDS_BETWEEN_LOOKS = (0.02, 1.0)  # first, and at most: they grow
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _HIGHEST = 10**18 - 1
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
+_GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the second of a file on NFS that another machine removed
 _MOST_BYTES = 4096  # of a claim
 _MOST_CHARACTERS = 200  # of a command
 
@@ -200,9 +201,12 @@ def claim(folder: Path, *, patience: float | None = 0, above: int = 0) -> Claim:
         found = _look(folder / str(highest)) if highest else None
         if found is None or found.is_over or seen.is_quiet(highest, found.stamp):
             own = Owner.this()
-            with suppress(FileNotFoundError):
+            try:
                 if _make(folder, last + 1, own):
                     return Claim(folder, last + 1, own)
+            except OSError as error:
+                if error.errno not in _GONE:
+                    raise
         elif patience is not None and time.monotonic() - began >= patience:
             owner = found.owner
             if (owner is not None and owner.is_here) or seen.has_changed:
@@ -332,10 +336,8 @@ def _look(path: Path) -> _Found | None:
     """
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except FileNotFoundError:
-        return None
     except OSError as error:
-        if error.errno == errno.ESTALE:
+        if error.errno in _GONE:
             return None
         if error.errno == errno.ELOOP:
             raise ConfigError(f"{path}: is a link, and no claim of lingraft's; remove it.") from None
