@@ -39,7 +39,7 @@ SECONDS_BETWEEN_BEATS = 5.0
 SECONDS_UNTIL_LOST = 60.0  # without a beat; longer than NFS keeps what it knows of a file
 _SECONDS_BETWEEN_LOOKS = (0.02, 1.0)  # first, and at most: they grow
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
-_HIGHEST = 10**18 - 1
+HIGHEST = 10**18 - 1  # to which claims count
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL})
 _GONE = frozenset({errno.ENOENT, errno.ESTALE})  # the second of a file on NFS that another machine removed
 _MOST_BYTES = 4096  # of a claim
@@ -194,7 +194,7 @@ def claim(folder: Path, *, patience: float | None = 0, above: int = 0) -> Claim:
             continue
         highest = max(_numbers(folder), default=0)
         last = max(highest, above)
-        if last >= _HIGHEST:
+        if last >= HIGHEST:
             raise ConfigError(
                 f"{folder}: lingraft never counted to {last}; remove what has this number as its name."
             )

@@ -8,6 +8,7 @@ they made.
 from __future__ import annotations
 
 import platform
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from lingraft.strategies.base import FreezePlanRow
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
+FOLDER_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # of a stage
 CHECKPOINT = "checkpoint"  # the folder of the model that a stage makes, inside its own
 # A result may change with these; a change of any of them makes a stage again.
 MEASURE_LIBRARIES = ("lingraft",)

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lingraft.append_log import AppendLog, rows_so_far
+from lingraft.claims import HIGHEST
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, to_json
 from lingraft.study.event_log import attempts_of
 
 FAILURES = "failures.jsonl"  # in a run folder
-_MOST_ATTEMPTS = 10**18  # to which claims count; it becomes the name of a file
 _lock = threading.Lock()
 
 
@@ -79,6 +79,6 @@ def failed_attempt_of(row: Any) -> FailedAttempt:
         ValueError: It is none.
     """
     found: FailedAttempt = from_json(FailedAttempt, row)
-    if not 0 <= found.attempt < _MOST_ATTEMPTS:
+    if not 0 <= found.attempt <= HIGHEST:  # it becomes the name of a file
         raise ValueError(f"attempt {found.attempt}")
     return found

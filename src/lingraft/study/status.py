@@ -18,14 +18,13 @@ from lingraft.claims import CLAIMS, held_claim
 from lingraft.config.paths import check_may_read
 from lingraft.errors import ConfigError
 from lingraft.records import read_json
-from lingraft.stage import StageProgress
+from lingraft.stage import FOLDER_NAME, StageProgress
 from lingraft.stage_record import RECORD
 from lingraft.study.event_log import attempt_so_far, log_of, output_file
 from lingraft.study.failures import FailedAttempt, failed_attempts
 from lingraft.study.store import RUN, TIMING, seconds_in, unfinished
 from lingraft.study.time_left import Ahead, seconds_until_made
 from lingraft.study.under_way import (
-    STAGE,
     UNDER_WAY,
     FirstAnswer,
     Holder,
@@ -289,7 +288,7 @@ def _begun(folder: Path, said: UnderWay | None, now: float, *, is_held: bool) ->
     """
     found = {} if said is None else {one.folder: _Begun(one, is_held) for one in said.at_work}
     try:
-        names = [path.name for path in (folder / CLAIMS).iterdir() if STAGE.fullmatch(path.name)]
+        names = [path.name for path in (folder / CLAIMS).iterdir() if FOLDER_NAME.fullmatch(path.name)]
     except OSError:  # of an earlier version, or closed to us
         names = []
     for name in names:

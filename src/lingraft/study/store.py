@@ -65,7 +65,7 @@ from lingraft.records import (
     stamps_of,
     write_json_atomically,
 )
-from lingraft.stage import FinishedStage, StageSpec, Work
+from lingraft.stage import FOLDER_NAME, FinishedStage, StageSpec, Work
 from lingraft.stage_record import (
     RECORD,
     Artefact,
@@ -81,7 +81,7 @@ from lingraft.stage_record import (
 TIMING = "timing.json"
 RUN = "run"  # the claim of whoever runs the study, among those of the stages
 FORMER = ".former"  # in a folder that is published: the one whose place it takes
-_WORK = re.compile(r"([a-z_]+-[0-9a-f]{16})\.([1-9][0-9]{0,17})")
+_WORK = re.compile(rf"({FOLDER_NAME.pattern})\.([1-9][0-9]{{0,17}})")
 _SECONDS_BETWEEN_LOOKS = 0.2
 _MOST_SECONDS = 1e10  # three centuries: no stage took longer, and sums of them are finite
 _UNLISTED = (RECORD, TIMING, "trackers")  # trackers write times, which two equal runs do not share

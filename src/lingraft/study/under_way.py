@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,11 +26,10 @@ from lingraft.append_log import AppendLog, rows_from
 from lingraft.claims import node_name
 from lingraft.errors import in_one_line
 from lingraft.records import from_json, read_json, to_json, write_json_atomically
-from lingraft.stage import StageProgress, StageWatcher
+from lingraft.stage import FOLDER_NAME, StageProgress, StageWatcher
 from lingraft.strategies.base import FreezePlanRow
 
 UNDER_WAY = "under_way.json"  # in a run folder
-STAGE = re.compile(r"[a-z_]+-[0-9a-f]{16}")  # the name of a stage's folder
 LOSSES = "losses.jsonl"  # in the folder of a training that is not finished
 _SECONDS_BETWEEN_WRITES = 1.0
 _SECONDS_BETWEEN_SIGNS = 10.0  # of life, while nothing else is to be said
@@ -374,7 +372,7 @@ def read_under_way(folder: Path) -> UnderWay | None:
     except (OSError, ValueError):
         return None
     # Of a folder from elsewhere they might be paths that lead anywhere.
-    is_sound = all(STAGE.fullmatch(one.folder) for one in found.at_work) and found.holder.process > 0
+    is_sound = all(FOLDER_NAME.fullmatch(one.folder) for one in found.at_work) and found.holder.process > 0
     return found if is_sound else None
 
 

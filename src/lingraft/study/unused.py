@@ -20,6 +20,7 @@ from typing import Literal
 from lingraft.claims import owner_of
 from lingraft.errors import ConfigError
 from lingraft.records import from_json, is_foreign, read_kept, to_json, write_kept
+from lingraft.stage import FOLDER_NAME
 from lingraft.stage_record import RECORD, DamagedRecordError, OtherFormatError, read_record
 from lingraft.study.failures import FAILURES
 from lingraft.study.made import MADE
@@ -27,8 +28,7 @@ from lingraft.study.store import FORMER, RUN, unfinished
 from lingraft.study.under_way import LOSSES, UNDER_WAY
 
 PLAN = "plan.json"
-_STAGE = re.compile(r"([a-z_]+)-[0-9a-f]{16}")
-_WORK = re.compile(rf"({_STAGE.pattern.replace('(', '(?:', 1)})\.[1-9][0-9]*")  # of an owner of a stage
+_WORK = re.compile(rf"({FOLDER_NAME.pattern})\.[1-9][0-9]*")  # of an owner of a stage
 _LOG = re.compile(r"[1-9][0-9]*\.(log|events\.jsonl)")
 _CLAIM = re.compile(r"[1-9][0-9]*")
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{16}|[a-z0-9_]{8})\.part")  # of an atomic write that was killed
@@ -138,7 +138,7 @@ def write_plan(folder: Path, stages: Mapping[str, ListedStage]) -> None:
         name: label
         for name, label in before.items()
         if name not in stages
-        and _STAGE.fullmatch(name)
+        and FOLDER_NAME.fullmatch(name)
         and ((folder / "stages" / name).is_dir() or unfinished(folder, name) is not None)
     }
     write_kept(folder / PLAN, to_json(RunPlan(dict(stages), former, tuple(stages))))
@@ -315,7 +315,7 @@ class _Found:
                 ours = [one for one in files if one.parent == path and pattern.fullmatch(one.name)]
                 parts = [one for one in files if one.parent == path and _is_temporary(one)]
                 self.foreign += [*others, *(one for one in files if one not in ours and one not in parts)]
-                is_of_stage = _STAGE.fullmatch(path.name) is not None and path.is_dir()
+                is_of_stage = FOLDER_NAME.fullmatch(path.name) is not None and path.is_dir()
                 is_idle = owner_of(folder / "claims" / path.name) is None
                 if is_of_stage and is_idle and ours and path.name not in plan.stages:
                     self.add(path, f"{what} of a stage that the study does not list", [*ours, *parts])
@@ -346,7 +346,7 @@ def size_text(count: int) -> str:
 def _read_plan(folder: Path) -> RunPlan:
     kept = read_kept(folder / PLAN)
     found = from_json(RunPlan, {"order": [], **kept} if isinstance(kept, dict) else kept)
-    if not all(_STAGE.fullmatch(name) for name in (*found.stages, *found.former, *found.order)):
+    if not all(FOLDER_NAME.fullmatch(name) for name in (*found.stages, *found.former, *found.order)):
         raise ValueError("a name that is no stage's")  # it would be a path, and stand on a terminal
     return replace(
         found, former={name: label for name, label in found.former.items() if name not in found.stages}
@@ -358,7 +358,7 @@ def _stage_of(path: Path) -> str | None:
     if path.is_symlink() or not path.is_dir():
         return None
     own = _WORK.fullmatch(path.name)
-    return own[1] if own else path.name if _STAGE.fullmatch(path.name) else None
+    return own[1] if own else path.name if FOLDER_NAME.fullmatch(path.name) else None
 
 
 def _paths_in(folder: Path) -> list[Path]:
