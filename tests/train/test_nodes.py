@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -197,19 +198,24 @@ def test_copies_that_make_no_sense_are_refused_by_the_first_alone(
         assert (message in done.stderr) if is_first else (done.stderr == "")
 
 
-def test_a_node_with_another_command_is_refused() -> None:
+def test_a_node_with_another_command_is_refused_whatever_bytes_the_names_are_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(platform, "node", lambda: "h\udcffst")
     port = nodes.free_endpoint("127.0.0.1").rpartition(":")[2]
     variables = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     first = outer_nodes.OuterNodes(
-        launched.Launched(0, 2, 0, 0, 2, variables), {"command": "`lingraft run a.yaml`"}
+        launched.Launched(0, 2, 0, 0, 2, variables), {"command": "`lingraft run a\udcff.yaml`"}
     )
     second = launched.Launched(1, 2, 0, 1, 2, variables)
-    other = outer_nodes._Node(second, outer_nodes._store_of(second), {"command": "`lingraft run b.yaml`"})
+    alike = {"command": "`lingraft run b\udcff.yaml`"}
+    other = outer_nodes._Node(second, outer_nodes._store_of(second), alike)
     with pytest.raises(
         ConfigError,
-        match=r"node 2 of 2 .*: its command is `lingraft run b\.yaml`, .* first node `lingraft run a",
+        match=r"node 2 of 2 .*: its command is `lingraft run b\udcff\.yaml`, .* first node `lingraft run a\udcff",
     ):
         first.address()
+    first.start(nodes.NodeTask(Path("a\udcff"), 1, 2))
     other.end()
     first.leave(0)
 

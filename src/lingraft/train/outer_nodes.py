@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Mapping
@@ -30,9 +29,10 @@ from torch._C._distributed_c10d import (
 )  # `torch.distributed` does not export them
 
 from lingraft import stopping
+from lingraft.claims import node_name
 from lingraft.errors import EXIT_ANSWER_IS_NO, ConfigError, LingraftError, NodeLostError
 from lingraft.launched import Launched
-from lingraft.records import canonical_json, from_json, to_json
+from lingraft.records import from_json, to_json
 from lingraft.train.nodes import NodeAgent, NodeTask, address_towards
 
 _SECONDS_BETWEEN_LOOKS = 1.0
@@ -173,7 +173,7 @@ class OuterNodes:
     def start(self, task: NodeTask) -> None:
         """See `OtherNodes`."""
         self._attempt = task.attempt
-        self._store.set("start", canonical_json(to_json(task)))
+        self._store.set("start", json.dumps(to_json(task)))  # of ASCII alone, as paths may be no text
 
     def lost(self) -> str | None:
         """See `OtherNodes`."""
@@ -221,8 +221,8 @@ class _Node:
         self._number, self._store = started.node, store
         self._agent: NodeAgent | None = None
         self._attempt, self._count, self._looks = "", 0, 0
-        store.set(f"host/{self._number}", socket.gethostname())
-        store.set(f"alike/{self._number}", canonical_json(dict(alike)))
+        store.set(f"host/{self._number}", node_name())
+        store.set(f"alike/{self._number}", json.dumps(dict(alike)))
         store.set(f"address/{self._number}", address_towards(started.variables["MASTER_ADDR"]))
 
     def look(self) -> None:
