@@ -227,7 +227,7 @@ def claim_when_free(folder: Path, what: str, noted: Callable[[str], None], *, ab
     try:
         return claim(folder, above=above)
     except ClaimedError as error:
-        noted(f"{what}: is being made by {error.owner or 'another process'}; waiting for it.")
+        _note_waiting(what, error.owner, noted)
         return claim(folder, patience=None, above=above)
 
 
@@ -235,9 +235,13 @@ def note_if_owned(folder: Path, what: str, noted: Callable[[str], None]) -> None
     """Note the sentence that `claim_when_free` would, for a process that can be heard by nobody while it waits."""
     owner = owner_of(folder)
     if owner is not None and owner.is_here:
-        noted(f"{what}: is being made by {owner}; waiting for it.")
+        _note_waiting(what, owner, noted)
     else:
         note_if_unseen(folder, what, noted)
+
+
+def _note_waiting(what: str, owner: object, noted: Callable[[str], None]) -> None:
+    noted(f"{what}: is being made by {owner or 'another process'}; waiting for it.")
 
 
 def note_if_unseen(folder: Path, what: str, noted: Callable[[str], None]) -> None:
