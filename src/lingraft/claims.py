@@ -196,7 +196,8 @@ def claim(folder: Path, *, patience: float | None = 0, above: int = 0) -> Claim:
         last = max(highest, above)
         if last >= HIGHEST:
             raise ConfigError(
-                f"{folder}: lingraft never counted to {last}; remove what has this number as its name."
+                f"{folder}: lingraft never counted to {last}; remove what has this number as its name there, or at "
+                "the end of its name in work/ of the same run folder."
             )
         found = _look(folder / str(highest)) if highest else None
         if found is None or found.is_over or seen.is_quiet(highest, found.stamp):
