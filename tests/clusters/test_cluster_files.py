@@ -121,7 +121,7 @@ def test_no_build_of_the_image_runs_the_tests_but_that_of_image_test() -> None:
     )
     assert instructions("tests/Dockerfile")[-1] == ("RUN", "make test")
     shown = subprocess.run(
-        ["make", "--dry-run", "image-test", "TORCH=cuda"],
+        ["make", "--no-print-directory", "--dry-run", "image-test", "TORCH=cuda"],
         cwd=ROOT,
         capture_output=True,
         text=True,
