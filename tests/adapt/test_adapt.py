@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,12 +14,13 @@ import yaml
 
 import lingraft
 from lingraft.adapt import PAGE
-from lingraft.adapt.adapt import run_adaptation
+from lingraft.adapt.adapt import held_out_part, run_adaptation
 from lingraft.adapt.card import CARD
 from lingraft.adapt.delivery import Delivery
 from lingraft.adapt.history import read_history
 from lingraft.adapt.result import Adapted
 from lingraft.config.adaptation import Adaptation
+from lingraft.data.example import Example, Message
 from lingraft.errors import ConfigError
 from lingraft.models.loading import load_model
 from lingraft.report.adaptation import render_adaptation
@@ -231,6 +234,27 @@ def test_a_third_language_keeps_the_promise_about_the_second(
     assert found.report.gain is not None
     assert found.report.gain.kind == "bits per character"  # no task is asked in German
     assert [one.languages for one in read_history(Path(found.folder)).learnt] == [("es",), ("de",)]
+
+
+def test_both_halves_hold_out_rows_of_a_few_wherever_their_file_lies() -> None:
+    def halves(source: str) -> list[list[str]]:
+        rows = [
+            Example(
+                str(number),
+                (Message("user", f"{number}?"), Message("assistant", "klar")),
+                "de",
+                str(number),
+                source,
+            )
+            for number in range(4)
+        ]
+        held_out: Any = SimpleNamespace(held_out=rows)
+        return [[one.id for one in held_out_part(held_out, part, seed=0)] for part in ("selection", "report")]
+
+    selection, report = halves("here.jsonl")
+    assert len(selection) == len(report) == 2
+    assert {*selection, *report} == set("0123")
+    assert halves("/elsewhere/there.jsonl") == [selection, report]
 
 
 def test_a_dry_run_trains_nothing_and_is_what_plan_says(

@@ -10,6 +10,7 @@ The training is the one cell of a study whose Phase 1 is the given model; what i
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +31,7 @@ from lingraft.config.adaptation import Adaptation
 from lingraft.config.schema import Evaluation, EvaluationTask, PathStep
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, as_disk_error
+from lingraft.evaluate.held_out import item_of
 from lingraft.evaluate.task_names import is_worldbook
 from lingraft.intervals.macro_mean import Interval, macro_mean, values_of
 from lingraft.models.loading import model_folder, parameter_names
@@ -246,13 +248,16 @@ def all_of_worldbook(evaluation: Evaluation) -> Evaluation:
 
 
 def held_out_part(materials: Materials, part: str, seed: int) -> tuple[Example, ...]:
-    """Return the held-out rows of one half of the evaluation; parallel rows are in the same one."""
-    halves = {"selection": 0, "report": 1}
-    return tuple(
-        one
-        for one in materials.held_out
-        if int(fingerprint_of([seed, one.source, one.group])[:8], 16) % 2 == halves[part]
-    )
+    """Return the held-out rows of one half of the evaluation; parallel rows are in the same one.
+
+    Which half follows from the seed and the rows, not from where their file lies; of two groups each half has one.
+    """
+    items = defaultdict[tuple[str, str], list[str]](list)
+    for one in materials.held_out:
+        items[one.source, one.group].append(item_of(one))
+    drawn = sorted(items, key=lambda group: fingerprint_of([seed, sorted(items[group])]))
+    own = set(drawn[{"selection": 0, "report": 1}[part] :: 2])
+    return tuple(one for one in materials.held_out if (one.source, one.group) in own)
 
 
 def expect(
