@@ -306,7 +306,7 @@ def test_what_is_discarded_makes_room_before_the_next_stage_begins(
     large = Large("large", graph.log, (graph.read_one,))
 
     def usage(folder: Path) -> SimpleNamespace:
-        return SimpleNamespace(free=100 - 60 * len(graph.on_disk(folder)))
+        return SimpleNamespace(free=100 - 60 * len(graph.on_disk(folder)), total=100)
 
     monkeypatch.setattr(execute, "disk_usage", usage)
     notes, beside = Notes(), []
@@ -327,7 +327,7 @@ def test_a_stage_that_nothing_is_in_the_way_of_is_not_said_to_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph, notes = Graph(), Notes()
-    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10, total=100))
     with Store(tmp_path) as store:
         executor = Executor(store, notes)
         list(executor.run(graph.plan(stages=[Large("large", graph.log)]), InThisProcess(executor)))

@@ -213,7 +213,7 @@ def test_stages_at_work_together_fit_the_memory_and_none_takes_what_one_before_i
 def test_what_is_short_of_disk_waits_for_what_may_free_some(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "disk_usage", lambda folder: SimpleNamespace(free=100 if folder else 0))
+    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=100, total=100))
     queue = Queue(NO_CARDS)
     trainings = [Step(label, own_needs=Needs(disk_bytes=size)) for label, size in (("one", 70), ("two", 60))]
     noted = run(tmp_path / "run", queue, *trainings, Step("evaluate"))
@@ -225,7 +225,7 @@ def test_what_is_short_of_disk_waits_for_what_may_free_some(
 def test_what_frees_disk_goes_before_what_does_not_fit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(execute, "disk_usage", lambda _: SimpleNamespace(free=10, total=100))
     queue = Queue(NO_CARDS)
     run(tmp_path / "run", queue, Step("train", own_needs=Needs(disk_bytes=60)), Step("evaluate"))
     assert queue.happened == ["evaluate", "evaluate ends", "train", "train ends"]

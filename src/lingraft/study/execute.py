@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
@@ -208,7 +209,7 @@ class Executor:
         for goes_ahead in (False, True):  # whatever it needs, where nothing is at work that would make room
             if goes_ahead and self._at_work:
                 break
-            free_disk = disk_usage(self.store.folder).free
+            free_disk = self._free_disk()
             held: list[Share] = []  # for which memory is kept: others would take it as often as some is free
             waits_for: dict[str, StageSpec] = {}  # the first one for each thing
             for stage in list(waiting.values()):
@@ -237,11 +238,9 @@ class Executor:
         return settled
 
     def _short_of(
-        self, stage: StageSpec, share: Share, engine: Engine, held: list[Share], free_disk: int
+        self, stage: StageSpec, share: Share, engine: Engine, held: list[Share], free_disk: int | None
     ) -> Literal["disk", "memory", "cards"] | None:
         """Return what a stage waits for because others use it; one that waits for memory is added to `held`."""
-        if self._follower is None:
-            return None
         disk = [one.needs.disk_bytes for one in self._at_work.values()]
         if not fits_beside(stage.needs.disk_bytes, disk, free_disk):
             return "disk"
@@ -253,6 +252,15 @@ class Executor:
             return "memory"
         if engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards)):
             return "cards"
+        return None
+
+    def _free_disk(self) -> int | None:
+        """Return the free bytes of the run folder's disk; None: one process has it alone, or it does not say."""
+        if self._follower is None:
+            return None
+        with suppress(OSError):
+            disk = disk_usage(self.store.folder)
+            return disk.free if disk.total else None  # what buckets are mounted by may say 0 of both
         return None
 
     def _note_waits(self, waits_for: Mapping[str, StageSpec]) -> None:
