@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import disk_usage
 from types import TracebackType
@@ -37,6 +38,15 @@ from lingraft.study.store import Store
 from lingraft.study.under_way import LOSSES, Heard, StageAtWork, UnderWayFile
 
 _SECONDS_BETWEEN_LOOKS = 0.2  # at what other processes say of their stages
+
+
+@dataclass(frozen=True)
+class _HeldBack:
+    """A stage that could begin, but for what others use."""
+
+    stage: StageSpec
+    share: Share
+    waits_for: Literal["disk", "memory", "cards"]
 
 
 class Executor:
@@ -206,49 +216,61 @@ class Executor:
     ) -> list[StageSpec]:
         """Submit what can begin, as long as there is room, and return what needs no work or cannot be made."""
         settled = []
-        for goes_ahead in (False, True):  # whatever it needs, where nothing is at work that would make room
-            if goes_ahead and self._at_work:
+
+        def submit(stage: StageSpec, share: Share) -> None:
+            try:
+                self._submit(stage, share, engine, consumers)
+            except Exception as error:  # whatever it is, the other stages go on
+                settled.append(waiting.pop(stage.fingerprint))
+                self._fail(stage, error)
+
+        free_disk = self._free_disk()
+        held_back: list[_HeldBack] = []
+        for stage in list(waiting.values()):
+            if engine.room == 0:
                 break
-            free_disk = self._free_disk()
-            held: list[Share] = []  # for which memory is kept: others would take it as often as some is free
-            waits_for: dict[str, StageSpec] = {}  # the first one for each thing
-            for stage in list(waiting.values()):
-                if engine.room == 0:
-                    break
-                if stage.fingerprint in self._at_work:
-                    continue
-                try:
-                    if self._is_over(stage, consumers):
-                        if stage.fingerprint in self.done:
-                            self.make(stage)
-                        settled.append(waiting.pop(stage.fingerprint))
-                    elif self._can_begin(stage, waiting):
-                        share = share_on(engine, stage, self._answering(waiting))
-                        is_first = goes_ahead and not self._at_work
-                        short = None if is_first else self._short_of(stage, share, engine, held, free_disk)
-                        if short is None:
-                            self._submit(stage, share, engine, consumers)
-                        else:
-                            waits_for.setdefault(short, stage)
-                except Exception as error:  # of what it reads; whatever it is, the other stages go on
+            if stage.fingerprint in self._at_work:
+                continue
+            try:
+                if self._is_over(stage, consumers):
+                    if stage.fingerprint in self.done:
+                        self.make(stage)
                     settled.append(waiting.pop(stage.fingerprint))
-                    self._fail(stage, error)
-            if self._at_work:  # else the first one goes ahead
-                self._note_waits(waits_for)
+                    continue
+                if not self._can_begin(stage, waiting):
+                    continue
+                share = share_on(engine, stage, self._answering(waiting))
+                short = self._short_of(stage, share, engine, held_back, free_disk)
+            except Exception as error:  # of what it reads
+                settled.append(waiting.pop(stage.fingerprint))
+                self._fail(stage, error)
+                continue
+            if short is None:
+                submit(stage, share)
+            else:
+                held_back.append(_HeldBack(stage, share, short))
+        if self._at_work:
+            self._note_waits(held_back)
+        elif held_back:  # nothing would make room: the first one goes ahead, whatever it needs
+            submit(held_back[0].stage, held_back[0].share)
         return settled
 
     def _short_of(
-        self, stage: StageSpec, share: Share, engine: Engine, held: list[Share], free_disk: int | None
+        self,
+        stage: StageSpec,
+        share: Share,
+        engine: Engine,
+        held_back: Sequence[_HeldBack],
+        free_disk: int | None,
     ) -> Literal["disk", "memory", "cards"] | None:
-        """Return what a stage waits for because others use it; one that waits for memory is added to `held`."""
+        """Return what a stage waits for because others use it; None: for nothing."""
         disk = [one.needs.disk_bytes for one in self._at_work.values()]
         if not fits_beside(stage.needs.disk_bytes, disk, free_disk):
             return "disk"
-        memory = [self._shares[one].memory_bytes for one in self._at_work] + [
-            one.memory_bytes for one in held
-        ]
-        if not fits_beside(share.memory_bytes, memory, engine.memory_bytes):
-            held.append(share)
+        # Memory is kept for those before it: others would take it as often as some is free.
+        shares = [self._shares[one] for one in self._at_work]
+        shares += [one.share for one in held_back if one.waits_for == "memory"]
+        if not fits_beside(share.memory_bytes, [one.memory_bytes for one in shares], engine.memory_bytes):
             return "memory"
         if engine.room is None and is_held_back(share.cards, self._queued_cards(engine.cards)):
             return "cards"
@@ -263,14 +285,14 @@ class Executor:
             return disk.free if disk.total else None  # what buckets are mounted by may say 0 of both
         return None
 
-    def _note_waits(self, waits_for: Mapping[str, StageSpec]) -> None:
+    def _note_waits(self, held_back: Sequence[_HeldBack]) -> None:
         """Say once for the run that stages wait for disk or memory that others use; cards are what all wait for."""
-        for what, stage in waits_for.items():
-            if what != "cards" and what not in self._said_short:
-                self._said_short.add(what)
+        for one in held_back:
+            if one.waits_for != "cards" and one.waits_for not in self._said_short:
+                self._said_short.add(one.waits_for)
                 self._watcher.noted(
-                    f"{stage.name} waits until others have ended, and so may more: there is too little {what} for all "
-                    "that could be made at a time."
+                    f"{one.stage.name} waits until others have ended, and so may more: there is too little "
+                    f"{one.waits_for} for all that could be made at a time."
                 )
 
     def _submit(
