@@ -6,6 +6,7 @@ It makes one stage after the other, until the driver is gone.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -31,6 +32,8 @@ def main() -> None:
             import torch
 
             from lingraft.study.stage_worker import make_stage
+
+            gc.freeze()  # libraries, which each stage's collection of garbage would go through
 
             if torch.get_num_threads() != threads:
                 torch.set_num_threads(threads)
