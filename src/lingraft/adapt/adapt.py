@@ -28,6 +28,7 @@ from lingraft.adapt.result import FORMAT, Adapted
 from lingraft.adapt.start import whole_model
 from lingraft.adapt.walk import Candidate, Promise, answers_of, compared
 from lingraft.config.adaptation import Adaptation
+from lingraft.config.paths import make_named_folder
 from lingraft.config.schema import Evaluation, EvaluationTask, PathStep
 from lingraft.data.example import Example
 from lingraft.errors import ConfigError, as_disk_error
@@ -344,10 +345,7 @@ def run_adaptation(
     went_on = (folder / "stages").is_dir()  # then it may be this run's own model, which `ready` tells
     check_place(delivery.folder, overwrite=delivery.overwrite or went_on)
     delivery.check()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}: {error.filename}).") from None
+    make_named_folder(folder)
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         with in_words_of_adapt():
             ready = get_ready(

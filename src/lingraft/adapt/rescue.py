@@ -26,6 +26,7 @@ from lingraft.adapt.promise import AbilityLoss, Gain
 from lingraft.adapt.repair import FEWEST_PROMPTS, Repair, Repaired
 from lingraft.adapt.result import FORMAT, Adapted
 from lingraft.adapt.walk import Candidate, Promise, compared, judged, layer_groups
+from lingraft.config.paths import make_named_folder
 from lingraft.config.schema import Evaluation, Training
 from lingraft.errors import ConfigError, DataError, EvaluationError, as_disk_error
 from lingraft.evaluate.checks import check_names
@@ -237,10 +238,7 @@ def rescue(
     for note in notes:
         watcher.noted(note)
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{folder}: cannot be made ({error.strerror}: {error.filename}).") from None
+    make_named_folder(folder)
     with as_disk_error(folder), Store(folder, watcher.noted) as store:
         executor = Executor(store, watcher)
         start, damaged = (_whole(one, executor, trust_remote_code=trust_remote_code) for one in given)

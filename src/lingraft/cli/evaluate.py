@@ -340,17 +340,13 @@ def _prepare(folder: Path, options: dict[str, Json], evaluations: dict[str, str]
     Of the same options, what is asked may have changed (sentence data were installed), and of the same evaluations how
     the options were written.
     """
+    from lingraft.config.paths import make_named_folder
     from lingraft.stage import RECORD
     from lingraft.study.result import STUDY
 
     if (folder / STUDY).exists():  # beside its result, predictions would hide those of its cells
         raise ConfigError(f"--output {folder}: is the run folder of a study; name another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--output {folder}: cannot be made ({error.strerror}: {error.filename})."
-        ) from None
+    make_named_folder(folder, argument="--output")
     before = recorded_inputs(folder / RECORD)
     if before is None and (folder / RECORD).exists():
         raise ConfigError(

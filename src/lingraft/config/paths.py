@@ -43,6 +43,26 @@ def user_path(written: str) -> Path:
         ) from None
 
 
+def make_named_folder(folder: Path, *, argument: str = "", advice: str = "") -> None:
+    """Make a folder that a user named, where it is not there.
+
+    Args:
+        folder: The folder.
+        argument: By which it was named, as it stands in the sentence, such as `--output`.
+        advice: What to type instead.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{argument}{' ' * bool(argument)}{folder}: cannot be made ({error.strerror}: {error.filename})"
+            f"{'; ' * bool(advice)}{advice}."
+        ) from None
+
+
 def check_may_read(folder: Path) -> None:
     """Refuse a folder, such as another user's, that this process may not read.
 

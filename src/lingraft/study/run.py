@@ -14,7 +14,7 @@ from typing import Any
 
 from lingraft.config.engines import RETRIES, check_engines
 from lingraft.config.load import load_study, save_study
-from lingraft.config.paths import path_of
+from lingraft.config.paths import make_named_folder, path_of
 from lingraft.config.ray_address import RAY_AUTO, RAY_LOCAL
 from lingraft.config.schema import Study
 from lingraft.data.encodings import discard_encodings
@@ -117,7 +117,8 @@ def run_study(
     asked = study if isinstance(study, Study) else read_study(study, base_folder=base_folder)
     if processes.sharded:
         check_divided(asked)
-    folder = _made_folder(path_of(runs, "runs") / asked.name)
+    folder = path_of(runs, "runs") / asked.name
+    make_named_folder(folder, argument="the run's folder", advice="give other --runs")
     prepared = prepare_study(
         asked,
         base_folder,
@@ -287,21 +288,6 @@ def _checked_processes(processes: Processes, workers: int | None, ray: str | Non
         return replace(processes, answering=1)
     processes.check()
     return processes
-
-
-def _made_folder(folder: Path) -> Path:
-    """Return a run's folder, made where it is not there.
-
-    Raises:
-        ConfigError: It cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"{folder}: the run's folder cannot be made ({error.strerror}: {error.filename}); give other --runs."
-        ) from None
-    return folder
 
 
 def _study_before(folder: Path) -> Study | None:
