@@ -24,7 +24,7 @@ $(INSTALLED): requirements.lock requirements-nodeps.lock pyproject.toml
 	$(PIP) install --quiet --no-deps --no-build-isolation -e .
 	@touch $@
 
-quickstart: $(INSTALLED)  ## run the study of the README: 5 minutes on two cores with bf16 instructions, 8 without
+quickstart: $(INSTALLED)  ## run the study of the README: 5 minutes on two cores that compute bf16 faster than float32, 8 on others
 	$(BIN)/lingraft run recipes/quickstart.yaml
 
 check: $(INSTALLED)  ## lint, format and types
